@@ -1,0 +1,1 @@
+//! Service-name DNS: the zone, the server and the forwarder

@@ -1,0 +1,1 @@
+//! Membership and record replication: a pure core, and its UDP/TCP driver

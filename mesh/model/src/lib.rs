@@ -1,0 +1,1 @@
+//! Portolan's vocabulary, the catalog of all records, and its snapshots

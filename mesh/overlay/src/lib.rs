@@ -1,0 +1,1 @@
+//! VXLAN links, bridges, routes and neighbours; attaching a network namespace

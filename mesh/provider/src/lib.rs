@@ -1,0 +1,1 @@
+//! What runs here: the Provider trait and stack files

@@ -1,0 +1,1 @@
+//! The userspace plane: TCP by splice, UDP sessions, PROXY protocol
