@@ -1,0 +1,323 @@
+//! The catalog: the records of all nodes as they came, and how they are merged into a [`Snapshot`].
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use crate::{
+    Network, NetworkName, NetworkView, NodeId, NodeState, Problem, Record, RecordKey, Service,
+    ServiceId, ServiceView, Slice, Snapshot, Task, TaskState, TaskView, claims,
+};
+
+/// The records of one node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Owner {
+    /// Whether the node is a member now. The records of one that is away are kept, and count only
+    /// where forgetting them would do harm: its slices stay claimed.
+    visible: bool,
+    records: BTreeMap<RecordKey, Record>,
+}
+
+/// All records of all nodes. One task writes it; readers get a [`Snapshot`].
+#[derive(Debug, Clone)]
+pub struct Catalog {
+    me: NodeId,
+    owners: BTreeMap<NodeId, Owner>,
+}
+
+impl Catalog {
+    /// An empty catalog of this node.
+    pub const fn new(me: NodeId) -> Self {
+        Self {
+            me,
+            owners: BTreeMap::new(),
+        }
+    }
+
+    /// Sets all that one node publishes. Returns whether anything changed.
+    pub fn set_owner(
+        &mut self,
+        owner: NodeId,
+        visible: bool,
+        records: impl IntoIterator<Item = Record>,
+    ) -> bool {
+        let new = Owner {
+            visible,
+            records: records.into_iter().map(|r| (r.key(), r)).collect(),
+        };
+        if self.owners.get(&owner) == Some(&new) {
+            return false;
+        }
+        self.owners.insert(owner, new);
+        true
+    }
+
+    /// Forgets a node. Returns whether it was known.
+    pub fn remove_owner(&mut self, owner: &NodeId) -> bool {
+        self.owners.remove(owner).is_some()
+    }
+
+    /// The nodes of which records are held, those away included.
+    pub fn owners(&self) -> impl Iterator<Item = &NodeId> {
+        self.owners.keys()
+    }
+
+    /// Whether a node that is not `except` still publishes a declaration of the service older than `version`.
+    pub fn repeats_older_service(&self, except: NodeId, id: &ServiceId, version: u64) -> bool {
+        self.owners
+            .iter()
+            .filter(|(node, _)| **node != except)
+            .any(|(_, owner)| {
+                matches!(owner.records.get(&RecordKey::Service(id.clone())),
+                Some(Record::Service(s)) if s.spec_version < version)
+            })
+    }
+
+    /// Merges everything. `synced` says whether all sources have reported.
+    pub fn snapshot(&self, synced: bool) -> Snapshot {
+        let mut snapshot = Snapshot::empty(self.me);
+        snapshot.synced = synced;
+        let mut services: BTreeMap<ServiceId, Declared<Service>> = BTreeMap::new();
+        let mut networks: BTreeMap<NetworkName, Declared<Network>> = BTreeMap::new();
+        for (&node, owner) in &self.owners {
+            for record in owner.records.values() {
+                match record {
+                    Record::NetworkAttach(attach) => snapshot
+                        .claimed
+                        .entry(attach.network.clone())
+                        .or_default()
+                        .extend(attach.slices.iter().map(|slice| (node, *slice))),
+                    _ if !owner.visible => {}
+                    Record::Node(record) => {
+                        snapshot.nodes.insert(node, Arc::new(record.clone()));
+                    }
+                    Record::Network(network) => {
+                        Declared::add(&mut networks, network.name.clone(), node, network);
+                    }
+                    Record::Service(service) => {
+                        Declared::add(&mut services, service.id.clone(), node, service);
+                    }
+                    Record::Task(task) => {
+                        snapshot
+                            .tasks
+                            .entry(task.id.clone())
+                            .or_insert_with(|| TaskView {
+                                task: Arc::new(task.clone()),
+                                node,
+                                state: task.state,
+                            });
+                    }
+                }
+            }
+        }
+        for task in snapshot.tasks.values_mut() {
+            let node_up = snapshot
+                .nodes
+                .get(&task.node)
+                .is_none_or(|n| n.state == NodeState::Up);
+            if !node_up && task.state == TaskState::Healthy {
+                task.state = TaskState::Draining;
+            }
+        }
+        self.merge_networks(networks, &mut snapshot);
+        merge_services(services, &mut snapshot);
+        snapshot
+    }
+
+    fn merge_networks(
+        &self,
+        declared: BTreeMap<NetworkName, Declared<Network>>,
+        snapshot: &mut Snapshot,
+    ) {
+        let mut declared = declared;
+        let ingress = claims::ingress_network();
+        declared
+            .entry(ingress.name.clone())
+            .or_insert_with(|| Declared {
+                winner: ingress,
+                by: BTreeSet::new(),
+            });
+        let mut kept: Vec<Arc<Network>> = Vec::new();
+        let mut by_age: Vec<_> = declared.into_iter().collect();
+        by_age.sort_by_key(|(name, d)| (d.winner.created_ms, name.clone()));
+        for (name, declared) in by_age {
+            let network = Arc::new(declared.winner);
+            if network.removed {
+                snapshot.removed_networks.insert(name, network);
+                continue;
+            }
+            let mut problems = Vec::new();
+            for older in &kept {
+                if older.vni == network.vni {
+                    problems.push(Problem(format!(
+                        "vni {} is already used by network {}",
+                        network.vni, older.name
+                    )));
+                }
+                if older.subnet.overlaps(network.subnet) {
+                    problems.push(Problem(format!(
+                        "subnet {} overlaps {} of network {}",
+                        network.subnet, older.subnet, older.name
+                    )));
+                }
+            }
+            let claims = snapshot.claimed.get(&name).map_or(&[][..], Vec::as_slice);
+            let slices = uncontested(claims)
+                .filter(|(node, _)| self.owners.get(node).is_some_and(|o| o.visible))
+                .fold(
+                    BTreeMap::<NodeId, Vec<Slice>>::new(),
+                    |mut all, (node, slice)| {
+                        all.entry(node).or_default().push(slice);
+                        all
+                    },
+                );
+            if problems.is_empty() {
+                kept.push(Arc::clone(&network));
+            }
+            snapshot.networks.insert(
+                name,
+                NetworkView {
+                    network,
+                    declared_by: declared.by,
+                    slices,
+                    problems,
+                },
+            );
+        }
+    }
+}
+
+/// The slices that stand: where two overlap, the older claim, then that of the smaller node id.
+fn uncontested(claims: &[(NodeId, Slice)]) -> impl Iterator<Item = (NodeId, Slice)> {
+    claims
+        .iter()
+        .filter(|(node, slice)| {
+            !claims.iter().any(|(other, theirs)| {
+                other != node
+                    && theirs.prefix.overlaps(slice.prefix)
+                    && (theirs.claimed_ms, other) < (slice.claimed_ms, node)
+            })
+        })
+        .copied()
+}
+
+fn merge_services(declared: BTreeMap<ServiceId, Declared<Service>>, snapshot: &mut Snapshot) {
+    let mut tasks: BTreeMap<ServiceId, Vec<Arc<Task>>> = BTreeMap::new();
+    for view in snapshot.tasks.values() {
+        if let Some(service) = &view.task.service {
+            tasks
+                .entry(service.clone())
+                .or_default()
+                .push(Arc::clone(&view.task));
+        }
+    }
+    let mut by_age: Vec<_> = declared.into_iter().collect();
+    by_age.sort_by_key(|(id, d)| (d.winner.created_ms, id.clone()));
+    let mut taken = PortsTaken::default();
+    for (id, declared) in by_age {
+        let service = Arc::new(declared.winner);
+        if service.removed {
+            snapshot.removed_services.insert(id, service);
+            continue;
+        }
+        let mut problems = Vec::new();
+        let ports = service
+            .ports
+            .iter()
+            .filter(|port| match taken.holder(port) {
+                Some(holder) => {
+                    problems.push(Problem(format!(
+                        "port {}/{} is already published by service {holder}",
+                        port.published, port.protocol
+                    )));
+                    false
+                }
+                None => true,
+            })
+            .copied()
+            .collect::<Vec<_>>();
+        taken.add(&service.name, &ports);
+        for place in &service.networks {
+            if !snapshot.networks.contains_key(&place.name) {
+                problems.push(Problem(format!("network {} is not declared", place.name)));
+            }
+        }
+        let mut own = tasks.remove(&id).unwrap_or_default();
+        own.sort_by(|a, b| (a.slot, &a.id).cmp(&(b.slot, &b.id)));
+        snapshot.services.insert(
+            id,
+            ServiceView {
+                service,
+                declared_by: declared.by,
+                ports,
+                tasks: own.into_iter().map(|task| task.id.clone()).collect(),
+                problems,
+            },
+        );
+    }
+}
+
+/// Who has which port so far, found by protocol and outside port.
+#[derive(Default)]
+struct PortsTaken(BTreeMap<(crate::Protocol, u16), Vec<(crate::PublishedPort, String)>>);
+
+impl PortsTaken {
+    fn holder(&self, port: &crate::PublishedPort) -> Option<&str> {
+        port.pairs()
+            .filter_map(|(published, _)| self.0.get(&(port.protocol, published)))
+            .flatten()
+            .find(|(other, _)| port.conflicts(other))
+            .map(|(_, holder)| holder.as_str())
+    }
+
+    fn add(&mut self, service: &str, ports: &[crate::PublishedPort]) {
+        for port in ports {
+            for (published, _) in port.pairs() {
+                self.0
+                    .entry((port.protocol, published))
+                    .or_default()
+                    .push((*port, service.to_owned()));
+            }
+        }
+    }
+}
+
+/// The declarations of one object: the one that counts, and who publishes it.
+struct Declared<T> {
+    winner: T,
+    by: BTreeSet<NodeId>,
+}
+
+/// What of a declaration decides between it and another.
+trait Versioned: Clone + PartialEq {
+    fn version(&self) -> u64;
+}
+
+impl Versioned for Service {
+    fn version(&self) -> u64 {
+        self.spec_version
+    }
+}
+
+impl Versioned for Network {
+    fn version(&self) -> u64 {
+        self.spec_version
+    }
+}
+
+impl<T: Versioned> Declared<T> {
+    /// Nodes are added in the order of their ids, so that of two declarations of one version the first counts.
+    fn add<K: Ord>(all: &mut BTreeMap<K, Self>, key: K, node: NodeId, declaration: &T) {
+        let new = || Self {
+            winner: declaration.clone(),
+            by: BTreeSet::from([node]),
+        };
+        let declared = all.entry(key).or_insert_with(new);
+        if declaration.version() > declared.winner.version() {
+            *declared = new();
+        } else if *declaration == declared.winner {
+            declared.by.insert(node);
+        }
+    }
+}
