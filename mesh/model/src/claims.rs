@@ -179,7 +179,7 @@ pub fn vip(
         })
     };
     blocks(range, 32, hash(&["vip", service.as_str(), name.as_str()]))
-        .map(|block| block.ip())
+        .map(Ipv4Network::ip)
         .find(|vip| *vip != broadcast && !taken(*vip))
         .ok_or(Exhausted::Vips {
             network: name.clone(),
@@ -296,3 +296,6 @@ fn hash(parts: &[&str]) -> u64 {
     let bytes: [u8; 32] = digest.finalize().into();
     u64::from_be_bytes(*bytes.first_chunk::<8>().unwrap_or(&[0; 8]))
 }
+
+#[cfg(test)]
+mod tests;

@@ -47,8 +47,11 @@ impl MacAddress {
 
 impl fmt::Display for MacAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [a, b, c, d, e, g] = self.0;
-        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+        for (at, byte) in self.0.iter().enumerate() {
+            let colon = if at == 0 { "" } else { ":" };
+            write!(f, "{colon}{byte:02x}")?;
+        }
+        Ok(())
     }
 }
 
@@ -260,10 +263,6 @@ impl RecordKey {
             return Err(DecodeError::Key("it is empty".into()));
         };
         let name = str::from_utf8(name).map_err(|e| DecodeError::Key(e.to_string()))?;
-        fn parse<T: FromStr<Err = crate::NameError>>(name: &str) -> Result<T, DecodeError> {
-            name.parse()
-                .map_err(|e: crate::NameError| DecodeError::Key(e.to_string()))
-        }
         Ok(Some(match kind {
             b'n' => Self::Node,
             b'w' => Self::Network(parse(name)?),
@@ -273,6 +272,11 @@ impl RecordKey {
             _ => return Ok(None),
         }))
     }
+}
+
+fn parse<T: FromStr<Err = crate::NameError>>(name: &str) -> Result<T, DecodeError> {
+    name.parse()
+        .map_err(|e: crate::NameError| DecodeError::Key(e.to_string()))
 }
 
 /// One record.
@@ -383,6 +387,10 @@ mod cbor_v4_network {
         encode::{Error as EncodeError, Write},
     };
 
+    #[expect(
+        clippy::trivially_copy_pass_by_ref,
+        reason = "the signature that minicbor calls"
+    )]
     pub(super) fn encode<C, W: Write>(
         network: &Ipv4Network,
         e: &mut Encoder<W>,
