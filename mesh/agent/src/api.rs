@@ -199,6 +199,9 @@ pub struct Apply {
     pub source: String,
     /// The name of the stack, over the one in the file.
     pub name: Option<String>,
+    /// Also remove the services and networks of the stack that the file no longer has.
+    #[serde(default)]
+    pub prune: bool,
 }
 
 /// What applying a stack file did. Names, in order.
@@ -210,7 +213,7 @@ pub struct Applied {
     pub updated: Vec<String>,
     /// Those that are as they were.
     pub unchanged: Vec<String>,
-    /// Services and networks of the stack that are no longer in the file.
+    /// Services and networks of the stack that are no longer in the file, with `prune`.
     pub removed: Vec<String>,
     /// Static tasks that now run on this node.
     pub tasks: Vec<String>,

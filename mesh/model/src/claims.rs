@@ -66,6 +66,7 @@ pub fn ingress_network() -> Network {
         spec_version: 0,
         created_ms: 0,
         removed: false,
+        stack: None,
     }
 }
 

@@ -45,7 +45,9 @@ pub enum PublishMode {
 }
 
 /// One published port, or a range of them: `published + i` leads to `target + i` for `i < count`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode, Serialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode, Serialize, Deserialize,
+)]
 pub struct PublishedPort {
     /// The outside port. 0 asks for one of 30000-32767; a record always carries the port chosen.
     #[n(0)]

@@ -17,7 +17,9 @@ use crate::{NetworkName, Service, ServiceId, TaskId};
 pub const MAX_RECORD_BYTES: usize = 1024;
 
 /// What a node is doing.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Encode, Decode, Serialize)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Encode, Decode, Serialize, Deserialize,
+)]
 #[serde(rename_all = "lowercase")]
 #[cbor(index_only)]
 pub enum NodeState {
@@ -82,7 +84,7 @@ impl<'de> Deserialize<'de> for MacAddress {
 }
 
 /// A node of the cluster; every node publishes exactly one.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Encode, Decode, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Encode, Decode, Serialize, Deserialize)]
 pub struct Node {
     /// Its name; the owner's [`crate::NodeId`] is derived from it.
     #[n(0)]
@@ -101,7 +103,7 @@ pub struct Node {
 }
 
 /// A network as declared. Of several declarations the one with the greatest `spec_version` counts.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Encode, Decode, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Encode, Decode, Serialize, Deserialize)]
 pub struct Network {
     /// Its name, unique in the cluster.
     #[n(0)]
@@ -131,6 +133,9 @@ pub struct Network {
     #[n(7)]
     #[cbor(default)]
     pub removed: bool,
+    /// The stack it belongs to, if any.
+    #[n(8)]
+    pub stack: Option<String>,
 }
 
 /// A part of a network's subnet that one node hands out.
@@ -148,7 +153,7 @@ pub struct Slice {
 }
 
 /// A node's presence on a network: the slices that it claims there, in the order of claiming.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Encode, Decode, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Encode, Decode, Serialize, Deserialize)]
 pub struct NetworkAttach {
     /// The network.
     #[n(0)]
@@ -173,7 +178,7 @@ pub struct Endpoint {
 }
 
 /// Whether a task may get flows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Encode, Decode, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Encode, Decode, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[cbor(index_only)]
 pub enum TaskState {
@@ -192,7 +197,7 @@ pub enum TaskState {
 }
 
 /// A running instance of a service, or an attachment without one. The node it runs on is the record's owner.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Encode, Decode, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Encode, Decode, Serialize, Deserialize)]
 pub struct Task {
     /// Its identity.
     #[n(0)]

@@ -76,7 +76,7 @@ pub enum PlaneChoice {
 }
 
 /// What a health check asks a task.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Encode, Decode, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Encode, Decode, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase", tag = "type")]
 pub enum HealthProbe {
     /// Accept a TCP connection.
@@ -102,7 +102,7 @@ pub enum HealthProbe {
 }
 
 /// How the health of a service's tasks is found out, by the node that they run on.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Encode, Decode, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Encode, Decode, Serialize, Deserialize)]
 pub struct HealthCheck {
     /// What is asked.
     #[n(0)]
@@ -122,7 +122,7 @@ pub struct HealthCheck {
 }
 
 /// A service's place on one network.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Encode, Decode, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Encode, Decode, Serialize, Deserialize)]
 pub struct ServiceNetwork {
     /// The network.
     #[n(0)]
@@ -137,7 +137,7 @@ pub struct ServiceNetwork {
 }
 
 /// A service as declared. Of several declarations the one with the greatest `spec_version` counts.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Encode, Decode, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Encode, Decode, Serialize, Deserialize)]
 pub struct Service {
     /// The identity under which declarations meet.
     #[n(0)]

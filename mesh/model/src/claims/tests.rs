@@ -15,6 +15,7 @@ fn net(text: &str, subnet: &str) -> Record {
         spec_version: 1,
         created_ms: 1,
         removed: false,
+        stack: None,
     })
 }
 
