@@ -17,12 +17,29 @@ pub fn binary() -> Result<PathBuf> {
         }
         return Ok(given);
     }
-    // A test is target/PROFILE/deps/TEST-HASH.
-    let exe = env::current_exe()?;
-    let beside = exe.ancestors().nth(2).map(|dir| dir.join("portolan"));
+    let beside = beside(&env::current_exe()?);
     let default = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/debug/portolan");
     match beside.into_iter().chain([default]).find(|p| p.is_file()) {
         Some(found) => Ok(found.canonicalize()?),
-        None => bail!("portolan is not built: `cargo build -p portolan`, or set PORTOLAN_BIN"),
+        None => {
+            bail!("portolan is not built: `cargo build -p portolan-agent`, or set PORTOLAN_BIN")
+        }
+    }
+}
+
+/// Cargo puts a test at `target/PROFILE/deps/TEST-HASH`, and the programs into `PROFILE`.
+fn beside(test: &Path) -> Option<PathBuf> {
+    let profile = test.ancestors().nth(2)?;
+    Some(profile.join("portolan"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_are_beside_the_directory_of_the_tests() {
+        let test = Path::new("/x/target/release/deps/demo-0123");
+        assert_eq!(beside(test), Some("/x/target/release/portolan".into()));
     }
 }

@@ -15,7 +15,7 @@ use crate::namespace::{Namespace, sweep};
 use crate::programs::{ip, ip_batch, nft, require};
 use faults::Faults;
 
-/// An underlay, 10.77.0.0/24 and fd77::/64: a bridge in a namespace of its own, to which nodes
+/// An underlay, 10.77.0.0/24 and `fd77::/64`: a bridge in a namespace of its own, to which nodes
 /// and clients are joined. Namespaces are called `pt-PREFIX-LABEL`, the bridge's `pt-PREFIX-sw`.
 #[derive(Debug)]
 pub struct Lab {
@@ -69,12 +69,12 @@ impl Lab {
         &self.switch
     }
 
-    /// Joins a node: `n1` has 10.77.0.11 and fd77::11, `n89` 10.77.0.99.
+    /// Joins a node: `n1` has 10.77.0.11 and `fd77::11`, `n89` 10.77.0.99.
     pub fn node(&self, label: &str) -> Result<Node> {
         self.join(label, host_number(label, 10, 89)?)
     }
 
-    /// Joins a client: `c1` has 10.77.0.101 and fd77::101, `c99` 10.77.0.199.
+    /// Joins a client: `c1` has 10.77.0.101 and `fd77::101`, `c99` 10.77.0.199.
     pub fn client(&self, label: &str) -> Result<Node> {
         self.join(label, host_number(label, 100, 99)?)
     }
@@ -180,8 +180,8 @@ impl Lab {
     }
 
     fn set_port(&self, node: &Node, state: &str) -> Result<()> {
-        let port = &node.port;
-        ip(&["-n", &port.switch, "link", "set", &port.label, state])?;
+        let switch = self.switch.name();
+        ip(&["-n", switch, "link", "set", node.label(), state])?;
         Ok(())
     }
 }
@@ -277,7 +277,7 @@ fn host_number(label: &str, base: u8, most: u8) -> Result<u8> {
     Ok(base + number)
 }
 
-/// fd77::N with the same decimal digits as 10.77.0.N.
+/// `fd77::N` with the same decimal digits as 10.77.0.N.
 fn ipv6_of(host: u8) -> Ipv6Addr {
     let digits = u16::from(host / 100) << 8 | u16::from(host / 10 % 10) << 4 | u16::from(host % 10);
     Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, digits)

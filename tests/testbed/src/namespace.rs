@@ -24,7 +24,7 @@ use crate::wait_until;
 pub(crate) use netns::Netns;
 pub use registry::sweep;
 
-const RUN_LIMIT: Duration = Duration::from_secs(60);
+const RUN_LIMIT: Duration = Duration::from_mins(1);
 
 /// A network namespace that is removed on drop, with all that runs in it.
 #[derive(Debug)]
@@ -203,13 +203,11 @@ fn check_name(name: &str) -> Result<()> {
 }
 
 fn resolver_text(server: IpAddr, search: &[&str], options: &[&str]) -> String {
-    let mut text = format!("nameserver {server}\n");
-    for (key, words) in [("search", search), ("options", options)] {
-        if !words.is_empty() {
-            text.push_str(&format!("{key} {}\n", words.join(" ")));
-        }
-    }
-    text
+    let lines = [("search", search), ("options", options)];
+    let given = lines.iter().filter(|(_, words)| !words.is_empty());
+    given.fold(format!("nameserver {server}\n"), |text, (key, words)| {
+        text + key + " " + &words.join(" ") + "\n"
+    })
 }
 
 #[cfg(test)]

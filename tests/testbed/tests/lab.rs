@@ -1,15 +1,16 @@
 //! Nodes, faults, processes and their removal, on the real kernel. Needs root.
 
 use std::fs;
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream};
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use portolan_testbed::{Lab, Namespace, Node, Signal, nginx, wait_until};
 
-fn pings(from: &Node, to: impl ToString) -> bool {
-    let to = to.to_string();
+fn pings(from: &Node, to: impl Into<IpAddr>) -> bool {
+    let to = to.into().to_string();
     from.run(["ping", "-c1", "-W1", "-i0.2", &to]).is_ok()
 }
 
@@ -56,7 +57,7 @@ fn a_cut_node_is_alone_until_it_is_healed() -> Result<()> {
     let (n1, n2, n3) = (lab.node("n1")?, lab.node("n2")?, lab.node("n3")?);
     lab.cut(&n1)?;
     assert!(!pings(&n1, n2.ipv4()) && !pings(&n2, n1.ipv6()));
-    assert!(pings(&n1, "127.0.0.1") && pings(&n2, n3.ipv4()));
+    assert!(pings(&n1, Ipv4Addr::LOCALHOST) && pings(&n2, n3.ipv4()));
     lab.heal(&n1)?;
     assert!(pings(&n1, n2.ipv4()));
 
@@ -77,7 +78,7 @@ fn packets_are_lost_as_asked() -> Result<()> {
     assert!(pings(&n1, n2.ipv4()));
     lab.loss(&n2, 50.0)?;
     let to = n2.ipv4().to_string();
-    let ping = n1.output(["ping", "-q", "-f", "-c400", "-W1", &to])?.stdout;
+    let ping = n1.output(["ping", "-q", "-f", "-c200", "-W1", &to])?.stdout;
     let lost = ping.split("% packet loss").next();
     let lost = lost.and_then(|text| text.rsplit(' ').next());
     let lost: f64 = lost.unwrap_or_default().parse()?;
@@ -147,11 +148,18 @@ fn a_process_that_fails_to_listen_shows_its_log() -> Result<()> {
 fn processes_stop_when_asked_and_when_dropped() -> Result<()> {
     let ns = Namespace::create("pt-tb-stop")?;
     let mut polite = ns.spawn(ns.command("sleep").arg("60"))?;
-    polite.signal(Signal::STOP)?;
-    assert!(polite.terminate(Duration::from_millis(50)).is_err());
-    polite.signal(Signal::CONT)?;
-    polite.wait(Duration::from_secs(5))?;
+    polite.terminate(Duration::from_secs(5))?;
     assert!(!polite.is_running());
+
+    let script = "trap '' TERM; echo ready; sleep 60";
+    let mut deaf = ns.spawn(ns.command("sh").args(["-c", script]))?;
+    wait_until(Duration::from_secs(5), "it ignores SIGTERM", || {
+        Ok(deaf.log_text()?.contains("ready").then_some(()))
+    })?;
+    let error = deaf.terminate(Duration::from_millis(50)).unwrap_err();
+    assert!(error.to_string().contains("ends with:\nready"), "{error}");
+    assert!(deaf.is_running());
+    assert_eq!(deaf.kill()?.signal(), Some(Signal::KILL.as_raw()));
 
     let web = nginx(&ns, 80, "hello")?;
     let web_pid = web.pid();

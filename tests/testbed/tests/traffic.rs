@@ -45,19 +45,14 @@ fn load_sees_every_failure_and_none_that_was_not() -> Result<()> {
     assert!((80.0..=110.0).contains(&rate), "{rate}/s: {report}");
     assert_eq!(report.by_body.get("hello"), Some(&report.requests));
 
+    let (killed, before) = (hard.elapsed(), hard.requests());
     web.kill()?;
-    let before = hard.elapsed();
     wait_until(Duration::from_secs(5), "failures", || {
-        let ended = hard.requests();
-        Ok((hard.elapsed() > before + Duration::from_millis(200) && ended > 0).then_some(()))
+        Ok((hard.requests() >= before + 10).then_some(()))
     })?;
     let report = hard.stop()?;
-    assert!(
-        report
-            .failures
-            .iter()
-            .all(|f| f.at + f.took > before - Duration::from_millis(50))
-    );
+    let mut failures = report.failures.iter();
+    assert!(failures.all(|f| f.at + f.took >= killed), "{report}");
     assert!(report.failures.len() > 1, "{report}");
     assert!(report.without_failures().is_err());
     Ok(())
@@ -149,7 +144,7 @@ fn a_forward_keeps_half_closed_connections() -> Result<()> {
     let forward = lab.forward(ANY_PORT.into(), &n1, n1.at(90), Protocol::Tcp)?;
     let mut stream = TcpStream::connect(forward.local_addr())?;
     stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-    stream.write_all(&[b'x'; 100_000])?;
+    stream.write_all(&vec![b'x'; 100_000])?;
     stream.shutdown(Shutdown::Write)?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;

@@ -88,7 +88,7 @@ pub(super) fn mount_resolver(file: &CStr) -> io::Result<()> {
     Ok(())
 }
 
-/// Reads one line of the kernel's socket tables (proc_net_tcp.txt): local address and port in
+/// Reads one line of a socket table (the kernel's `proc_net_tcp.rst`): local address and port in
 /// hex, then those of the other side, then the state, 0A for LISTEN, 07 for a UDP socket that is
 /// not connected.
 fn is_open(line: &str, protocol: Protocol, port: u16) -> bool {

@@ -37,7 +37,7 @@ pub fn sweep() -> Result<Vec<String>> {
             Err(error) => errors.push(error),
         }
     }
-    all_or(errors)?;
+    none_of(&errors)?;
     Ok(removed)
 }
 
@@ -73,7 +73,7 @@ pub(super) fn remove(name: &str) -> Result<()> {
     if errors.is_empty() {
         errors.extend(remove_dir(&Path::new(ROOT).join(name)).err());
     }
-    all_or(errors).with_context(|| format!("cannot remove namespace {name}"))
+    none_of(&errors).with_context(|| format!("cannot remove namespace {name}"))
 }
 
 /// What `ip netns exec` mounts over `/etc`.
@@ -105,7 +105,7 @@ fn remove_dir(dir: &Path) -> Result<()> {
     }
 }
 
-fn all_or(errors: Vec<anyhow::Error>) -> Result<()> {
+fn none_of(errors: &[anyhow::Error]) -> Result<()> {
     if errors.is_empty() {
         return Ok(());
     }
