@@ -16,7 +16,8 @@ use crate::programs::{ip, ip_batch, nft, require};
 use faults::Faults;
 
 /// An underlay, 10.77.0.0/24 and `fd77::/64`: a bridge in a namespace of its own, to which nodes
-/// and clients are joined. Namespaces are called `pt-PREFIX-LABEL`, the bridge's `pt-PREFIX-sw`.
+/// and clients are joined. Namespaces are called `pt-PREFIX-LABEL`, the bridge's `pt-PREFIX-sw`; programs inside
+/// have the label as their host name.
 #[derive(Debug)]
 pub struct Lab {
     prefix: String,
@@ -81,7 +82,8 @@ impl Lab {
 
     /// Makes a namespace that is joined to nothing: a task, to be attached to an overlay.
     pub fn task(&self, label: &str) -> Result<Namespace> {
-        Namespace::create(&format!("pt-{}-{label}", self.prefix))
+        let name = format!("pt-{}-{label}", self.prefix);
+        Ok(Namespace::create(&name)?.with_hostname(label))
     }
 
     /// Drops all between a node and the underlay. Its own loopback goes on.
@@ -156,10 +158,12 @@ impl Lab {
             ipv6: ipv6_of(host),
         };
         let (name, switch, mtu) = (node.name(), self.switch.name(), self.mtu);
+        // Always the same, so that a node that is made anew is known to its neighbours at once.
+        let mac = format!("02:00:0a:4d:00:{host:02x}");
         ip_batch(
             name,
             &format!(
-                "link add {UNDERLAY} mtu {mtu} type veth peer name {label} mtu {mtu} netns {switch}\n\
+                "link add {UNDERLAY} address {mac} mtu {mtu} type veth peer name {label} mtu {mtu} netns {switch}\n\
                  address add {ipv4}/24 dev {UNDERLAY}\n\
                  address add {ipv6}/64 dev {UNDERLAY} nodad\n\
                  link set {UNDERLAY} up\n",

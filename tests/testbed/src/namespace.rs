@@ -32,6 +32,7 @@ pub struct Namespace {
     name: String,
     netns: Netns,
     dir: PathBuf,
+    hostname: Option<String>,
     started: AtomicU32,
     removed: bool,
 }
@@ -63,9 +64,17 @@ impl Namespace {
             name: name.to_owned(),
             netns: Netns::open(name)?,
             dir: dir.to_owned(),
+            hostname: None,
             started: AtomicU32::new(0),
             removed: false,
         })
+    }
+
+    /// Gives commands that are made from now on a host name of their own.
+    #[must_use]
+    pub fn with_hostname(mut self, hostname: &str) -> Self {
+        self.hostname = Some(hostname.to_owned());
+        self
     }
 
     /// Its name, as in `ip netns`.
@@ -86,10 +95,11 @@ impl Namespace {
     /// A command that will run inside.
     ///
     /// It shares the caller's mounts, `/sys` included, with one exception: after
-    /// [`Namespace::set_resolver`] it has its own `/etc/resolv.conf`.
+    /// [`Namespace::set_resolver`] it has its own `/etc/resolv.conf`. Its host name is the
+    /// caller's too, unless [`Namespace::with_hostname`] gave one.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new(program);
-        let netns = self.netns.clone();
+        let (netns, hostname) = (self.netns.clone(), self.hostname.clone());
         let resolver = self.resolver_file();
         let resolver = resolver
             .exists()
@@ -101,6 +111,9 @@ impl Namespace {
         unsafe {
             command.pre_exec(move || {
                 netns.enter()?;
+                if let Some(hostname) = &hostname {
+                    netns::set_hostname(hostname)?;
+                }
                 match &resolver {
                     Some(file) => netns::mount_resolver(file),
                     None => Ok(()),

@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -97,7 +98,7 @@ pub(crate) fn complete(command: &mut Command, input: &str, within: Duration) -> 
 
 /// A program that stays, in a process group of its own, both its outputs in one log file.
 ///
-/// Drop kills the group and reaps the program.
+/// Drop kills the group and reaps the program; in a panic it shows the end of the log.
 #[derive(Debug)]
 pub struct Process {
     running: Running,
@@ -213,6 +214,20 @@ impl Process {
         let tail = lines.len().saturating_sub(TAIL_LINES);
         let tail = lines.get(tail..).unwrap_or_default().join("\n");
         format!("the log of `{}` ends with:\n{tail}", self.line)
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            #[expect(
+                clippy::print_stderr,
+                reason = "the log goes with the namespace, and a failed test needs it"
+            )]
+            {
+                eprintln!("{}", self.log_tail());
+            }
+        }
     }
 }
 

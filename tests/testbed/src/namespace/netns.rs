@@ -11,6 +11,7 @@ use std::thread;
 
 use anyhow::{Context, Result};
 use rustix::mount::{MountPropagationFlags, mount_bind, mount_change};
+use rustix::system::sethostname;
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
 
 use crate::forward::Protocol;
@@ -74,17 +75,32 @@ impl Netns {
     }
 }
 
+/// Gives the calling process a host name that is seen by it alone.
+pub(super) fn set_hostname(name: &str) -> io::Result<()> {
+    unshare(UnshareFlags::NEWUTS)?;
+    sethostname(name.as_bytes())?;
+    Ok(())
+}
+
 /// Gives the calling process a mount namespace in which `/etc/resolv.conf` is `file`. Changes
 /// of the mounts outside go on to be seen in it, so that later namespaces can be opened.
 pub(super) fn mount_resolver(file: &CStr) -> io::Result<()> {
-    // SAFETY: no file descriptor table is unshared, which is what this call is unsafe for.
-    #[expect(unsafe_code, reason = "the mount must be seen by this program alone")]
-    unsafe {
-        unshare_unsafe(UnshareFlags::NEWNS)?;
-    }
+    unshare(UnshareFlags::NEWNS)?;
     let slave = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
     mount_change(c"/", slave)?;
     mount_bind(file, c"/etc/resolv.conf")?;
+    Ok(())
+}
+
+fn unshare(what: UnshareFlags) -> io::Result<()> {
+    // SAFETY: no file descriptor table is unshared, which is what this call is unsafe for.
+    #[expect(
+        unsafe_code,
+        reason = "what is changed must be seen by this process alone"
+    )]
+    unsafe {
+        unshare_unsafe(what)?;
+    }
     Ok(())
 }
 
