@@ -118,6 +118,12 @@ impl Load {
         self.shared.lock().records.len()
     }
 
+    /// How many of them were answered with status 200.
+    pub fn answers(&self) -> usize {
+        let state = self.shared.lock();
+        state.records.iter().filter(|r| r.outcome.is_ok()).count()
+    }
+
     /// Stops, waits for the requests that are under way, and tells what happened.
     ///
     /// # Errors

@@ -182,6 +182,12 @@ impl Namespace {
             .with_context(|| file.display().to_string())
     }
 
+    /// Sets a kernel parameter of the network, such as `net.ipv4.ip_forward`, inside.
+    pub fn set_sysctl(&self, key: &str, value: &str) -> Result<()> {
+        let file = Path::new("/proc/sys").join(key.replace('.', "/"));
+        self.enter(|| fs::write(&file, value).with_context(|| format!("{key} = {value}")))
+    }
+
     /// Removes it, as drop does, and tells what went wrong.
     pub fn remove(mut self) -> Result<()> {
         self.removed = true;

@@ -94,10 +94,8 @@ pub(super) fn mount_resolver(file: &CStr) -> io::Result<()> {
 
 fn unshare(what: UnshareFlags) -> io::Result<()> {
     // SAFETY: no file descriptor table is unshared, which is what this call is unsafe for.
-    #[expect(
-        unsafe_code,
-        reason = "what is changed must be seen by this process alone"
-    )]
+    // SAFETY: no file descriptor table is unshared, which is what this call is unsafe for.
+    #[expect(unsafe_code, reason = "the change is for this process alone")]
     unsafe {
         unshare_unsafe(what)?;
     }
