@@ -123,7 +123,8 @@ impl Namespace {
         command
     }
 
-    /// Runs a program inside to its end, which must come within 60 s and be a success.
+    /// Runs a program inside to its end, which must come within 60 s and be a success. What it
+    /// leaves in its process group is killed; [`output_within`] takes another time.
     ///
     /// # Errors
     /// Otherwise: the command, its status and both outputs.

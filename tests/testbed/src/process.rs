@@ -7,7 +7,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -265,10 +265,19 @@ impl Running {
         if self.reaped {
             return Ok(true);
         }
-        let timeout = Timespec::try_from(within).context("too long a time")?;
-        // A pidfd is readable from the end of the process on (pidfd_open(2)).
-        let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN)];
-        Ok(poll(&mut fds, Some(&timeout))? > 0)
+        let deadline = Instant::now() + within;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let timeout = Timespec::try_from(left).context("too long a time")?;
+            // A pidfd is readable from the end of the process on (pidfd_open(2)).
+            let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN)];
+            match poll(&mut fds, Some(&timeout)) {
+                Ok(ready) => return Ok(ready > 0),
+                // A signal to the caller, such as Ctrl-C to the demo.
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error).context("poll"),
+            }
+        }
     }
 
     fn has_ended(&self) -> bool {
