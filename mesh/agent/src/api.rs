@@ -17,7 +17,10 @@
 //!
 //! Every error is a status of 400 and above with an [`ErrorBody`].
 
-use std::{net::{IpAddr, Ipv4Addr}, path::PathBuf};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    path::PathBuf,
+};
 
 use serde::{Deserialize, Serialize};
 

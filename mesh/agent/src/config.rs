@@ -1,0 +1,66 @@
+//! What an agent is told at its start: a TOML file, `PORTOLAN_*` in the environment, and flags, the later
+//! over the earlier. The three are read into [`Layer`]s of one shape, so that a key is parsed, checked and
+//! named in messages in one place, whatever it came from; [`resolve`] then makes a [`Config`] of them, or
+//! the list of everything that is wrong.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+};
+
+use portolan_model::PlaneChoice;
+
+/// How an agent runs. Every value is checked; see `docs/portolan.toml` for the keys and their defaults.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// The node's name, unique in the cluster; its identity is derived from it. A DNS label, and the
+    /// machine's host name if left out.
+    pub name: String,
+    /// The address at which other nodes reach this one, for gossip and for the overlay. A unicast
+    /// address of this machine.
+    pub advertise: IpAddr,
+    /// The UDP and TCP port of gossip, the same on every node unless `join` says otherwise.
+    pub gossip_port: u16,
+    /// Other members to join by; those that do not answer are tried again. Empty for the first node.
+    pub join: Vec<SocketAddr>,
+    /// The file with the gossip keys, one to a line, the first of them used for sending. Readable, and
+    /// closed to other users. `None` only on a loopback address or with `insecure`.
+    pub key_file: Option<PathBuf>,
+    /// Whether gossip may run without a key on an address that others reach.
+    pub insecure: bool,
+    /// The cluster's name. Nodes of another one are refused even if they have the key.
+    pub cluster: String,
+    /// Where records, claims and the boot number are kept.
+    pub state_dir: PathBuf,
+    /// The unix socket of the admin API.
+    pub socket: PathBuf,
+    /// Where `/metrics`, `/healthz`, `/readyz` and the status page are served. Port 0 is any free one.
+    pub http: SocketAddr,
+    /// The UDP port of the overlay (VXLAN), the same on every node.
+    pub data_path_port: u16,
+    /// Stack files that are applied at the start, in order.
+    pub stacks: Vec<PathBuf>,
+    /// Which plane is to forward. `Ebpf` is refused by [`resolve`]: this build has no fast path.
+    pub plane: PlaneChoice,
+    /// Where names that are not ours are asked for; those of `/etc/resolv.conf` if left out. Empty if
+    /// that has none either: such names then get SERVFAIL.
+    pub dns_upstream: Vec<SocketAddr>,
+    /// The UDP and TCP port of DNS on the gateway addresses.
+    pub dns_port: u16,
+    /// How log lines look.
+    pub log_format: LogFormat,
+    /// Which log lines are written: a level, or directives as `tracing_subscriber::EnvFilter` reads them.
+    pub log: String,
+    /// How many connections and UDP flows the relay carries at once; more are refused, and counted.
+    pub max_connections: usize,
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object to a line.
+    Json,
+}
