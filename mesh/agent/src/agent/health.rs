@@ -1,0 +1,203 @@
+//! Health checks of this node's tasks: a probe at an interval, `rise` successes to be healthy, `fall`
+//! failures not to be.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use portolan_model::{HealthCheck, HealthProbe, INGRESS_NETWORK, Protocol, Service, Snapshot, TaskId};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    sync::mpsc,
+    task::{AbortHandle, JoinSet},
+    time::{Instant, timeout},
+};
+
+use super::state::LocalState;
+
+/// The longest status line that is read.
+const STATUS_LINE: u64 = 512;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Target {
+    address: SocketAddr,
+    check: HealthCheck,
+}
+
+/// The checks that run.
+#[derive(Debug)]
+pub(super) struct HealthChecks {
+    running: BTreeMap<TaskId, (Target, AbortHandle)>,
+    /// Owns the checks, so that they end with it.
+    checks: JoinSet<()>,
+    found: (mpsc::Sender<(TaskId, bool)>, mpsc::Receiver<(TaskId, bool)>),
+}
+
+impl HealthChecks {
+    /// No checks yet.
+    pub(super) fn new() -> Self {
+        Self { running: BTreeMap::new(), checks: JoinSet::new(), found: mpsc::channel(64) }
+    }
+
+    /// Checks exactly the tasks of this node whose services ask for it.
+    pub(super) fn set(&mut self, state: &LocalState, snapshot: &Snapshot) {
+        let wanted: BTreeMap<TaskId, Target> = state
+            .tasks
+            .values()
+            .filter_map(|task| {
+                let service = &snapshot.services.get(task.service.as_ref()?)?.service;
+                let check = service.health.clone()?;
+                let endpoint = task
+                    .endpoints
+                    .iter()
+                    .find(|e| e.network.as_str() == INGRESS_NETWORK)
+                    .or_else(|| task.endpoints.first())?;
+                let address = SocketAddr::new(endpoint.ip, port(service, &check.probe)?);
+                Some((task.id.clone(), Target { address, check }))
+            })
+            .collect();
+        self.running.retain(|id, (target, check)| {
+            let stays = wanted.get(id) == Some(target);
+            if !stays {
+                check.abort();
+            }
+            stays
+        });
+        for (id, target) in wanted {
+            if !self.running.contains_key(&id) {
+                let found = self.found.0.clone();
+                let check = self.checks.spawn(watch(id.clone(), target.clone(), found));
+                self.running.insert(id, (target, check));
+            }
+        }
+        while self.checks.try_join_next().is_some() {}
+    }
+
+    /// The next change of a task's health.
+    pub(super) async fn next(&mut self) -> (TaskId, bool) {
+        match self.found.1.recv().await {
+            Some(found) => found,
+            // Not reached: this side holds a sender.
+            None => std::future::pending().await,
+        }
+    }
+}
+
+/// The port to be asked: the probe's own, or the first TCP port that the service publishes.
+fn port(service: &Service, probe: &HealthProbe) -> Option<u16> {
+    let (HealthProbe::Tcp { port } | HealthProbe::Http { port, .. }) = probe;
+    match port {
+        0 => service.ports.iter().find(|p| p.protocol == Protocol::Tcp).map(|p| p.target),
+        port => Some(*port),
+    }
+}
+
+/// Checks one task for as long as it runs, and reports each change.
+async fn watch(id: TaskId, target: Target, found: mpsc::Sender<(TaskId, bool)>) {
+    let check = &target.check;
+    let interval = Duration::from_millis(u64::from(check.interval_ms.max(10)));
+    let patience = Duration::from_millis(u64::from(check.timeout_ms.max(1)));
+    let (mut healthy, mut run) = (None, (false, 0_u8));
+    let mut at = Instant::now();
+    loop {
+        let passed = matches!(timeout(patience, probe(target.address, &check.probe)).await, Ok(Ok(true)));
+        run = if run.0 == passed { (passed, run.1.saturating_add(1)) } else { (passed, 1) };
+        let enough = if passed { check.rise } else { check.fall };
+        if run.1 >= enough.max(1) && healthy != Some(passed) {
+            healthy = Some(passed);
+            if found.send((id.clone(), passed)).await.is_err() {
+                return;
+            }
+        }
+        at = (at + interval).max(Instant::now());
+        tokio::time::sleep_until(at).await;
+    }
+}
+
+/// Whether the task answers as it should.
+async fn probe(address: SocketAddr, probe: &HealthProbe) -> std::io::Result<bool> {
+    let mut stream = TcpStream::connect(address).await?;
+    let HealthProbe::Http { path, status, .. } = probe else { return Ok(true) };
+    let host = match address.ip() {
+        IpAddr::V6(ip) => format!("[{ip}]"),
+        IpAddr::V4(ip) => ip.to_string(),
+    };
+    let request = format!(
+        "GET {path} HTTP/1.1\r\nHost: {host}:{}\r\nUser-Agent: portolan\r\nConnection: close\r\n\r\n",
+        address.port()
+    );
+    stream.write_all(request.as_bytes()).await?;
+    let mut answer = Vec::new();
+    let mut limited = stream.take(STATUS_LINE);
+    while !answer.contains(&b'\n') {
+        if limited.read_buf(&mut answer).await? == 0 {
+            break;
+        }
+    }
+    Ok(status_of(&answer).is_some_and(|found| match status {
+        0 => (200..400).contains(&found),
+        wanted => found == *wanted,
+    }))
+}
+
+/// The status code of an HTTP/1 response.
+fn status_of(answer: &[u8]) -> Option<u16> {
+    let line = answer.split(|byte| *byte == b'\n').next()?;
+    let line = str::from_utf8(line).ok()?.strip_prefix("HTTP/1.")?;
+    line.split(' ').nth(1)?.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::net::TcpListener;
+
+    #[test]
+    fn the_status_is_read_from_the_first_line() {
+        assert_eq!(status_of(b"HTTP/1.1 204 No Content\r\n\r\n"), Some(204));
+        assert_eq!(status_of(b"HTTP/1.0 503\r\n"), Some(503));
+        assert_eq!(status_of(b"SSH-2.0-x\r\n"), None);
+        assert_eq!(status_of(b""), None);
+    }
+
+    #[tokio::test]
+    async fn a_task_is_healthy_after_rise_and_not_after_fall() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let check = HealthCheck {
+            probe: HealthProbe::Http { port: address.port(), path: "/".into(), status: 200 },
+            interval_ms: 10,
+            timeout_ms: 500,
+            rise: 2,
+            fall: 3,
+        };
+        let (found, mut news) = mpsc::channel(8);
+        let id: TaskId = "t1".parse().unwrap();
+        let mut checks = JoinSet::new();
+        checks.spawn(watch(id.clone(), Target { address, check }, found));
+        let mut asked = 0;
+        let mut answer = async |text: &str| {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            asked += 1;
+            let mut request = [0; 256];
+            let n = stream.read(&mut request).await.unwrap();
+            assert!(request[..n].starts_with(b"GET / HTTP/1.1\r\n"));
+            stream.write_all(text.as_bytes()).await.unwrap();
+        };
+        answer("HTTP/1.1 200 OK\r\n\r\n").await;
+        answer("HTTP/1.1 200 OK\r\n\r\n").await;
+        assert_eq!(news.recv().await, Some((id.clone(), true)));
+        for _ in 0..2 {
+            answer("HTTP/1.1 500 No\r\n\r\n").await;
+        }
+        answer("HTTP/1.1 200 OK\r\n\r\n").await;
+        for _ in 0..3 {
+            answer("HTTP/1.1 500 No\r\n\r\n").await;
+        }
+        assert_eq!(news.recv().await, Some((id, false)));
+        assert_eq!(asked, 8);
+    }
+}

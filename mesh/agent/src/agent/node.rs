@@ -1,0 +1,196 @@
+//! A node's own part in the cluster, as a state machine without clock, disk or socket: what it declares,
+//! which tasks it runs, what it claims, and which records follow from that.
+//!
+//! [`Node::refresh`] brings everything in line with what has become known: it is called after every
+//! change, and does nothing when nothing is to be done.
+
+mod claim;
+mod declare;
+mod follow;
+mod tasks;
+
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+
+use portolan_model::{
+    Catalog, HealthCheck, NetworkAttach, NodeId, NodeState, Record, Snapshot, Task, TaskId, TaskState,
+};
+
+pub(super) use declare::DeclareError;
+pub(super) use tasks::{AttachState, TaskError, Wanted};
+
+use super::state::{LocalState, LocalTask};
+
+/// Who the node is.
+#[derive(Debug, Clone)]
+pub(super) struct Identity {
+    pub id: NodeId,
+    pub name: String,
+    pub underlay: IpAddr,
+    pub version: String,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Node {
+    identity: Identity,
+    catalog: Catalog,
+    state: LocalState,
+    /// Whether the node is about to go.
+    leaving: bool,
+    /// Whether absence in the catalog means anything yet.
+    synced: bool,
+    /// How far each task's namespace is attached.
+    attach: BTreeMap<TaskId, AttachState>,
+    /// What the last health checks said, of tasks that have any.
+    health: BTreeMap<TaskId, bool>,
+    snapshot: Arc<Snapshot>,
+}
+
+impl Node {
+    /// A node that remembers `state`, and knows of no other yet.
+    pub(super) fn new(identity: Identity, state: LocalState) -> Self {
+        let id = identity.id;
+        Self {
+            identity,
+            catalog: Catalog::new(id),
+            state,
+            leaving: false,
+            synced: false,
+            attach: BTreeMap::new(),
+            health: BTreeMap::new(),
+            snapshot: Arc::new(Snapshot::empty(id)),
+        }
+    }
+
+    /// The state of the world as this node now sees it.
+    pub(super) fn snapshot(&self) -> &Arc<Snapshot> {
+        &self.snapshot
+    }
+
+    /// What has to be remembered.
+    pub(super) fn state(&self) -> &LocalState {
+        &self.state
+    }
+
+    /// Goes back to an earlier state, after the present one could not be saved.
+    pub(super) fn restore(&mut self, state: LocalState) {
+        self.state = state;
+    }
+
+    /// Where the records of the others go.
+    pub(super) fn catalog(&mut self) -> &mut Catalog {
+        &mut self.catalog
+    }
+
+    /// Says that every source has reported.
+    pub(super) fn set_synced(&mut self) {
+        self.synced = true;
+    }
+
+    /// Announces that the node is about to go.
+    pub(super) fn set_leaving(&mut self) {
+        self.leaving = true;
+    }
+
+    /// Starts or ends the node's drain.
+    pub(super) fn set_draining(&mut self, draining: bool, now_ms: u64) {
+        let since = self.state.draining_since_ms;
+        self.state.draining_since_ms = draining.then(|| since.unwrap_or(now_ms));
+    }
+
+    /// Takes what a health check found. Returns whether that is news.
+    pub(super) fn set_health(&mut self, task: &TaskId, healthy: bool) -> bool {
+        self.health.insert(task.clone(), healthy) != Some(healthy)
+    }
+
+    /// Makes everything follow from what is known now.
+    pub(super) fn refresh(&mut self, now_ms: u64) {
+        // A claim changes the snapshot from which the next one is made: a few rounds settle that, and
+        // two nodes that keep contesting each other go on at the next call.
+        for _ in 0..8 {
+            self.rebuild(now_ms);
+            let before = self.state.clone();
+            self.follow_declarations(now_ms);
+            self.expire(now_ms);
+            self.claim(now_ms);
+            if self.state == before {
+                break;
+            }
+        }
+        self.rebuild(now_ms);
+    }
+
+    /// When [`Self::refresh`] has something to do even if nothing happens, Unix milliseconds.
+    pub(super) fn next_deadline_ms(&self) -> Option<u64> {
+        self.deadlines().min()
+    }
+
+    /// Every record that this node publishes.
+    pub(super) fn records(&self, now_ms: u64) -> Vec<Record> {
+        let state = match (self.leaving, self.state.draining_since_ms) {
+            (true, _) => NodeState::Leaving,
+            (false, Some(_)) => NodeState::Draining,
+            (false, None) => NodeState::Up,
+        };
+        let node = Record::Node(portolan_model::Node {
+            name: self.identity.name.clone(),
+            underlay: self.identity.underlay,
+            state,
+            version: self.identity.version.clone(),
+        });
+        let attaches = self.state.slices.iter().map(|(network, held)| {
+            Record::NetworkAttach(NetworkAttach {
+                network: network.clone(),
+                slices: held.slices.clone(),
+            })
+        });
+        let networks = self.state.networks.values().cloned().map(Record::Network);
+        let services = self.state.services.values().cloned().map(Record::Service);
+        let tasks = self.state.tasks.values().filter(|task| !self.drained(task, now_ms));
+        let tasks = tasks.map(|task| Record::Task(self.task_record(task)));
+        [node].into_iter().chain(attaches).chain(networks).chain(services).chain(tasks).collect()
+    }
+
+    fn rebuild(&mut self, now_ms: u64) {
+        let records = self.records(now_ms);
+        self.catalog.set_owner(self.identity.id, true, records);
+        let snapshot = self.catalog.snapshot(self.synced);
+        if *self.snapshot != snapshot {
+            self.snapshot = Arc::new(snapshot);
+        }
+    }
+
+    fn task_record(&self, task: &LocalTask) -> Task {
+        Task {
+            id: task.id.clone(),
+            service: task.service.clone(),
+            slot: task.slot,
+            endpoints: task.endpoints.clone(),
+            state: self.task_state(task),
+            weight: task.weight,
+        }
+    }
+
+    fn task_state(&self, task: &LocalTask) -> TaskState {
+        if task.drain_until_ms.is_some() {
+            return TaskState::Draining;
+        }
+        if self.attach.get(&task.id) != Some(&AttachState::Attached) {
+            return TaskState::Starting;
+        }
+        match (self.health_check(task), self.health.get(&task.id)) {
+            (None, _) | (_, Some(true)) => TaskState::Healthy,
+            (_, Some(false)) => TaskState::Unhealthy,
+            (_, None) => TaskState::Starting,
+        }
+    }
+
+    /// How a task is to be checked.
+    pub(super) fn health_check(&self, task: &LocalTask) -> Option<&HealthCheck> {
+        let service = self.snapshot.services.get(task.service.as_ref()?)?;
+        service.service.health.as_ref()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,166 @@
+//! Claiming slices, addresses and VIPs, and giving way where an older claim is met.
+
+use std::{net::{IpAddr, Ipv4Addr}, sync::Arc};
+
+use portolan_model::{
+    Endpoint, EndpointMode, NetworkName, ServiceId, Slice, Snapshot, TaskId, claims,
+};
+
+use super::Node;
+use crate::{agent::state::LocalTask, api::Place};
+
+impl Node {
+    /// Claims what is missing. Before the cluster is known nothing is: what is remembered has to do.
+    pub(super) fn claim(&mut self, now_ms: u64) {
+        if !self.synced {
+            return;
+        }
+        let snapshot = Arc::clone(&self.snapshot);
+        self.give_way(&snapshot);
+        self.ensure_slice(&snapshot, &NetworkName::ingress(), now_ms);
+        let tasks: Vec<TaskId> = self.state.tasks.keys().cloned().collect();
+        for id in tasks {
+            self.claim_addresses(&snapshot, &id, now_ms);
+        }
+        self.claim_vips(&snapshot);
+    }
+
+    /// Drops the slices that an older claim has taken.
+    fn give_way(&mut self, snapshot: &Snapshot) {
+        let me = self.identity.id;
+        for (network, held) in &mut self.state.slices {
+            let Some(view) = snapshot.networks.get(network) else { continue };
+            let kept = view.slices.get(&me).map_or(&[][..], Vec::as_slice);
+            let subnet = view.network.subnet;
+            held.slices.retain(|slice| {
+                let inside = subnet.contains(slice.prefix.ip()) && slice.prefix.prefix() >= subnet.prefix();
+                inside && kept.contains(slice)
+            });
+        }
+        self.state.slices.retain(|_, held| !held.slices.is_empty());
+    }
+
+    fn ensure_slice(&mut self, snapshot: &Snapshot, network: &NetworkName, now_ms: u64) {
+        if !self.state.slices.contains_key(network)
+            && let Ok(slice) = claims::slice(snapshot, self.identity.id, network, now_ms)
+        {
+            self.state.slices.entry(network.clone()).or_default().slices.push(slice);
+        }
+    }
+
+    /// Gives a task an address on each of its networks.
+    fn claim_addresses(&mut self, snapshot: &Snapshot, id: &TaskId, now_ms: u64) {
+        let Some(task) = self.state.tasks.get(id).cloned() else { return };
+        let service = task.service.as_ref().and_then(|id| snapshot.services.get(id));
+        let networks = match service {
+            Some(view) => view.service.task_networks().collect(),
+            None => task.networks.clone(),
+        };
+        let mut endpoints = Vec::with_capacity(networks.len());
+        for network in &networks {
+            if let Place::Address(ip) = task.place {
+                endpoints.push(Endpoint { network: network.clone(), ip, mac: None });
+                continue;
+            }
+            if !snapshot.networks.contains_key(network) {
+                continue;
+            }
+            self.ensure_slice(snapshot, network, now_ms);
+            endpoints.extend(self.endpoint(snapshot, &task, network, now_ms));
+        }
+        if let Some(task) = self.state.tasks.get_mut(id) {
+            task.networks = networks;
+            task.endpoints = endpoints;
+        }
+    }
+
+    /// The task's endpoint on a network: the one that it has, or a new one.
+    fn endpoint(
+        &mut self,
+        snapshot: &Snapshot,
+        task: &LocalTask,
+        network: &NetworkName,
+        now_ms: u64,
+    ) -> Option<Endpoint> {
+        let held = &self.state.slices.get(network)?.slices;
+        let present = task.endpoints.iter().find(|e| e.network == *network);
+        if let Some(present) = present
+            && let IpAddr::V4(ip) = present.ip
+            && held.iter().any(|slice| slice.prefix.contains(ip))
+        {
+            return Some(present.clone());
+        }
+        let new = self.free_address(network, held).or_else(|| {
+            let more = claims::slice(snapshot, self.identity.id, network, now_ms).ok()?;
+            let free = claims::task_address(&[more], &|_| false);
+            Some((free?, Some(more)))
+        });
+        let ((ip, mac), more) = new?;
+        if let Some(held) = self.state.slices.get_mut(network) {
+            held.slices.extend(more);
+        }
+        Some(Endpoint { network: network.clone(), ip: ip.into(), mac: Some(mac) })
+    }
+
+    fn free_address(
+        &self,
+        network: &NetworkName,
+        held: &[Slice],
+    ) -> Option<((Ipv4Addr, portolan_model::MacAddress), Option<Slice>)> {
+        let used = |ip: Ipv4Addr| {
+            let taken = self.state.tasks.values().flat_map(|task| &task.endpoints);
+            taken.into_iter().any(|e| e.network == *network && e.ip == IpAddr::V4(ip))
+                || held.first().is_some_and(|first| claims::source_addresses(first).any(|s| s == ip))
+                || held.iter().any(|s| s.prefix.broadcast() == ip && s.prefix.prefix() <= 24)
+        };
+        claims::task_address(held, &used).map(|free| (free, None))
+    }
+
+    /// Gives VIPs to the services for which this node answers, and new ones where an older service has
+    /// the same.
+    fn claim_vips(&mut self, snapshot: &Snapshot) {
+        let mine: Vec<ServiceId> = snapshot
+            .services
+            .values()
+            .filter(|view| view.declared_by.first() == Some(&self.identity.id))
+            .map(|view| view.service.id.clone())
+            .collect();
+        for id in mine {
+            let Some(service) = self.state.services.get(&id) else { continue };
+            let mut changed = service.clone();
+            for place in &mut changed.networks {
+                let wanted = service.endpoint_mode == EndpointMode::Vip;
+                let vip = if !wanted {
+                    None
+                } else if place.vip.is_some_and(|vip| keeps_vip(snapshot, &id, &place.name, vip)) {
+                    place.vip
+                } else {
+                    claims::vip(snapshot, &id, &place.name).ok()
+                };
+                place.vip = vip;
+            }
+            if changed != *service {
+                changed.spec_version += 1;
+                self.state.services.insert(id, changed);
+            }
+        }
+    }
+}
+
+/// Whether a VIP lies in its network and no older service has it.
+fn keeps_vip(snapshot: &Snapshot, id: &ServiceId, network: &NetworkName, vip: Ipv4Addr) -> bool {
+    let Some(view) = snapshot.networks.get(network) else {
+        // Not declared yet; it may come, and the address with it be right.
+        return true;
+    };
+    let Some(own) = snapshot.services.get(id) else { return true };
+    let older = |other: &portolan_model::Service| {
+        (other.created_ms, &other.id) < (own.service.created_ms, &own.service.id)
+    };
+    claims::vip_range(view.network.subnet).contains(vip)
+        && !snapshot.services.values().any(|other| {
+            other.service.id != *id
+                && older(&other.service)
+                && other.service.networks.iter().any(|n| n.name == *network && n.vip == Some(vip))
+        })
+}

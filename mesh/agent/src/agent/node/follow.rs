@@ -1,0 +1,106 @@
+//! Following what others declare, and letting go of what is over.
+
+use std::collections::BTreeSet;
+
+use portolan_model::{NetworkName, ServiceId};
+
+use super::Node;
+
+/// For how long a removal is published at least, so that a node which was away learns of it.
+const KEEP_REMOVAL_MS: u64 = 10 * 60 * 1000;
+/// For how long a slice is kept after the last task of this node left the network.
+const KEEP_SLICE_MS: u64 = 60 * 1000;
+
+impl Node {
+    /// Publishes the declarations that count: of everything declared here, and of every service and
+    /// network of which there are tasks here, so that they outlive the node that declared them.
+    pub(super) fn follow_declarations(&mut self, now_ms: u64) {
+        let snapshot = std::sync::Arc::clone(&self.snapshot);
+        let services: BTreeSet<ServiceId> = self
+            .state
+            .services
+            .keys()
+            .chain(self.state.tasks.values().filter_map(|task| task.service.as_ref()))
+            .cloned()
+            .collect();
+        for id in services {
+            let alive = snapshot.services.get(&id).map(|view| &view.service);
+            let Some(winner) = alive.or_else(|| snapshot.removed_services.get(&id)) else {
+                continue;
+            };
+            if self.state.services.get(&id) != Some(winner) {
+                self.state.services.insert(id.clone(), (**winner).clone());
+            }
+            if winner.removed {
+                self.state.removals.entry(format!("service {id}")).or_insert(now_ms);
+                self.state.tasks.retain(|_, task| task.service.as_ref() != Some(&id));
+            }
+        }
+        let networks: BTreeSet<NetworkName> = self
+            .state
+            .networks
+            .keys()
+            .chain(self.state.slices.keys())
+            .cloned()
+            .collect();
+        for name in networks {
+            let alive = snapshot.networks.get(&name).filter(|view| !view.declared_by.is_empty());
+            let removed = snapshot.removed_networks.get(&name);
+            let Some(winner) = alive.map(|view| &view.network).or(removed) else {
+                continue;
+            };
+            if self.state.networks.get(&name) != Some(winner) {
+                self.state.networks.insert(name.clone(), (**winner).clone());
+            }
+            if winner.removed {
+                self.state.removals.entry(format!("network {name}")).or_insert(now_ms);
+                self.state.slices.remove(&name);
+            }
+        }
+        let known = |task: &portolan_model::TaskId| self.state.tasks.contains_key(task);
+        self.health.retain(|task, _| known(task));
+    }
+
+    /// Removes tasks whose drain is over, removals that everyone knows, and slices that no one needs.
+    pub(super) fn expire(&mut self, now_ms: u64) {
+        self.state.tasks.retain(|_, task| task.drain_until_ms.is_none_or(|until| now_ms < until));
+        let me = self.identity.id;
+        let over = |since: Option<&u64>| since.is_none_or(|since| since + KEEP_REMOVAL_MS <= now_ms);
+        let (removals, catalog) = (&self.state.removals, &self.catalog);
+        self.state.services.retain(|id, service| {
+            !service.removed
+                || !over(removals.get(&format!("service {id}")))
+                || catalog.repeats_older_service(me, id, service.spec_version)
+        });
+        self.state
+            .networks
+            .retain(|name, network| !network.removed || !over(removals.get(&format!("network {name}"))));
+        let (services, networks) = (&self.state.services, &self.state.networks);
+        self.state.removals.retain(|key, _| {
+            services.values().any(|s| s.removed && *key == format!("service {}", s.id))
+                || networks.values().any(|n| n.removed && *key == format!("network {}", n.name))
+        });
+        let used: BTreeSet<&NetworkName> =
+            self.state.tasks.values().flat_map(|task| &task.networks).collect();
+        self.state.slices.retain(|network, held| {
+            if used.contains(network) || *network == NetworkName::ingress() {
+                held.unused_since_ms = None;
+                return true;
+            }
+            now_ms < *held.unused_since_ms.get_or_insert(now_ms) + KEEP_SLICE_MS
+        });
+    }
+
+    /// Every moment at which something is over.
+    pub(super) fn deadlines(&self) -> impl Iterator<Item = u64> + '_ {
+        let drains = self.state.tasks.values().filter_map(|task| task.drain_until_ms);
+        let removals = self.state.removals.values().map(|since| since + KEEP_REMOVAL_MS);
+        let slices = self.state.slices.values();
+        let slices = slices.filter_map(|held| Some(held.unused_since_ms? + KEEP_SLICE_MS));
+        let node = self.state.draining_since_ms.into_iter().flat_map(|since| {
+            let tasks = self.state.tasks.values();
+            tasks.map(move |task| since + u64::from(self.drain_ms(task)))
+        });
+        drains.chain(removals).chain(slices).chain(node)
+    }
+}

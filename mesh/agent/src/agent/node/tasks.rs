@@ -1,0 +1,357 @@
+//! The tasks of this node: added, drained, removed, and how they are to be attached.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+
+use ipnetwork::Ipv4Network;
+use portolan_model::{Endpoint, MacAddress, NetworkName, Service, ServiceId, TaskId, claims};
+
+use portolan_provider::{StaticTask, TaskPlace};
+use sha2::{Digest, Sha256};
+
+use super::Node;
+use crate::{agent::state::LocalTask, api::Place};
+
+/// How far a task's namespace is attached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum AttachState {
+    /// It is not, for this reason; it is tried again.
+    Pending(String),
+    /// It is, or needs not be.
+    Attached,
+}
+
+/// How a task's namespace is to be attached to one network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Wanted {
+    pub network: NetworkName,
+    pub vni: u32,
+    pub subnet: Ipv4Network,
+    pub address: Ipv4Addr,
+    pub mac: MacAddress,
+    pub gateway: Ipv4Addr,
+}
+
+/// Why a task cannot be what was asked. Nothing changed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum TaskError {
+    #[error("there is no service '{0}'; `portolan services` lists them, `portolan apply` declares one")]
+    NoService(String),
+    #[error("there is no network '{0}'; `portolan networks` lists them, `portolan apply` declares one")]
+    NoNetwork(String),
+    #[error("there is no task '{0}' on this node; `portolan tasks` shows where each one runs")]
+    NoTask(String),
+    #[error("'{0}' is the start of several tasks' ids; give more of it")]
+    Ambiguous(String),
+    #[error("task {task} already is in {place}")]
+    PlaceTaken { task: TaskId, place: String },
+    #[error("slot {slot} of service {service} is taken by task {task} on this node; remove that one first or leave --slot out")]
+    SlotTaken { slot: u32, service: String, task: TaskId },
+    #[error("{0} is an address of this machine alone; give one that every node can reach, such as the node's own")]
+    Loopback(IpAddr),
+    #[error("{0} is no address of a task")]
+    NoAddress(IpAddr),
+    #[error("a service's task can be drained, {0} is only attached; `portolan detach` removes it")]
+    NotDrainable(TaskId),
+    #[error("an attachment needs a network namespace: --netns PATH or --pid N")]
+    AttachAddress,
+}
+
+impl Node {
+    /// Adds a task to a service. `id` is new. Its addresses are there after the next refresh.
+    pub(crate) fn add_task(
+        &mut self,
+        id: TaskId,
+        service: &str,
+        place: Place,
+        slot: Option<u32>,
+        weight: Option<u16>,
+        file: Option<String>,
+    ) -> Result<(), TaskError> {
+        let view = self
+            .snapshot
+            .find_service(service)
+            .ok_or_else(|| TaskError::NoService(service.to_owned()))?;
+        let service = std::sync::Arc::clone(&view.service);
+        self.check_place(&service.id, &place)?;
+        let slot = match slot {
+            Some(slot) => {
+                let holder = self.state.tasks.values().find(|t| {
+                    t.service.as_ref() == Some(&service.id) && t.slot == slot && t.drain_until_ms.is_none()
+                });
+                if let Some(holder) = holder {
+                    return Err(TaskError::SlotTaken { slot, service: service.name.clone(), task: holder.id.clone() });
+                }
+                slot
+            }
+            None => self.free_slot(&service.id),
+        };
+        self.state.tasks.insert(
+            id.clone(),
+            LocalTask {
+                id,
+                slot,
+                weight: weight.unwrap_or(1),
+                place,
+                networks: service.task_networks().collect(),
+                service: Some(service.id.clone()),
+                endpoints: Vec::new(),
+                file,
+                drain_until_ms: None,
+            },
+        );
+        Ok(())
+    }
+
+    /// Puts a namespace on a network without making it a task.
+    pub(crate) fn attach(&mut self, id: TaskId, network: &str, place: Place) -> Result<(), TaskError> {
+        let name = self
+            .snapshot
+            .networks
+            .keys()
+            .find(|name| name.as_str() == network)
+            .ok_or_else(|| TaskError::NoNetwork(network.to_owned()))?
+            .clone();
+        if matches!(place, Place::Address(_)) {
+            return Err(TaskError::AttachAddress);
+        }
+        let there = self.state.tasks.values().find(|t| {
+            t.service.is_none() && t.place == place && t.networks.contains(&name)
+        });
+        if let Some(task) = there {
+            return Err(TaskError::PlaceTaken { task: task.id.clone(), place: describe(&place) });
+        }
+        let task = LocalTask {
+            id: id.clone(),
+            service: None,
+            slot: 0,
+            weight: 0,
+            place,
+            networks: vec![name],
+            endpoints: Vec::new(),
+            file: None,
+            drain_until_ms: None,
+        };
+        self.state.tasks.insert(id, task);
+        Ok(())
+    }
+
+    /// Makes the tasks of a stack file for this node what the file says: new ones are added, those that
+    /// are no longer in it drain.
+    pub(crate) fn set_static_tasks(
+        &mut self,
+        file: &str,
+        wanted: &[StaticTask],
+        now_ms: u64,
+    ) -> Result<(), Vec<TaskError>> {
+        let mut kept = std::collections::BTreeSet::new();
+        let mut errors = Vec::new();
+        for task in wanted.iter().filter(|task| task.node == self.identity.name) {
+            let place = match &task.place {
+                TaskPlace::Netns(path) => Place::Netns(path.clone()),
+                TaskPlace::Pid(pid) => Place::Pid(*pid),
+                TaskPlace::Address(ip) => Place::Address(*ip),
+            };
+            let id = static_id(file, &task.service, &place);
+            kept.insert(id.clone());
+            if let Some(present) = self.state.tasks.get_mut(&id) {
+                present.slot = task.slot.unwrap_or(present.slot);
+                present.weight = task.weight.unwrap_or(1);
+                present.drain_until_ms = None;
+            } else if let Err(error) = self.add_task(
+                id,
+                task.service.as_str(),
+                place,
+                task.slot,
+                task.weight,
+                Some(file.to_owned()),
+            ) {
+                errors.push(error);
+            }
+        }
+        let over = self.state.tasks.values().filter(|t| t.file.as_deref() == Some(file));
+        let over: Vec<TaskId> = over.map(|t| t.id.clone()).filter(|id| !kept.contains(id)).collect();
+        for id in over {
+            if let Err(error) = self.drain_task(&id, now_ms) {
+                errors.push(error);
+            }
+        }
+        if errors.is_empty() { Ok(()) } else { Err(errors) }
+    }
+
+    /// Why a task has no addresses, in the words of a user.
+    pub(crate) fn why_not_attachable(&self, id: &TaskId) -> String {
+        let Some(task) = self.state.tasks.get(id) else {
+            return TaskError::NoTask(id.to_string()).to_string();
+        };
+        let missing = task.networks.iter().find(|n| task.endpoints.iter().all(|e| e.network != **n));
+        match missing {
+            Some(network) => match claims::slice(&self.snapshot, self.identity.id, network, 0) {
+                Err(error) => error.to_string(),
+                Ok(_) => format!("network {network} has no free address on this node"),
+            },
+            None if task.networks.is_empty() => {
+                "the service is on no network and publishes no port; there is nothing to attach to".to_owned()
+            }
+            None => "this node has no place on the network yet; try again".to_owned(),
+        }
+    }
+
+    /// Removes a task at once; its flows end.
+    pub(crate) fn remove_task(&mut self, id: &TaskId) -> Option<LocalTask> {
+        self.state.tasks.remove(id)
+    }
+
+    /// Begins a task's drain; at its end the task is removed.
+    pub(crate) fn drain_task(&mut self, id: &TaskId, now_ms: u64) -> Result<(), TaskError> {
+        let drain_ms = match self.state.tasks.get(id) {
+            Some(task) if task.service.is_none() => return Err(TaskError::NotDrainable(id.clone())),
+            Some(task) => self.drain_ms(task),
+            None => return Err(TaskError::NoTask(id.to_string())),
+        };
+        if let Some(task) = self.state.tasks.get_mut(id) {
+            task.drain_until_ms.get_or_insert(now_ms + u64::from(drain_ms));
+        }
+        Ok(())
+    }
+
+    /// The task of this node that a user means: by id, by the start of it, or by name.
+    pub(crate) fn find_task(&self, name: &str) -> Result<TaskId, TaskError> {
+        let tasks = &self.state.tasks;
+        if let Some(task) = tasks.values().find(|t| t.id.as_str() == name) {
+            return Ok(task.id.clone());
+        }
+        let named = |task: &&LocalTask| {
+            let view = self.snapshot.tasks.get(&task.id);
+            view.is_some_and(|v| self.snapshot.task_name(&v.task) == name)
+                || (!name.is_empty() && task.id.as_str().starts_with(name))
+        };
+        let mut found = tasks.values().filter(named);
+        match (found.next(), found.next()) {
+            (Some(task), None) => Ok(task.id.clone()),
+            (Some(_), Some(_)) => Err(TaskError::Ambiguous(name.to_owned())),
+            (None, _) => Err(TaskError::NoTask(name.to_owned())),
+        }
+    }
+
+    /// How each task's namespace is to be attached, of the tasks whose addresses are complete.
+    pub(crate) fn wanted_attachments(&self) -> BTreeMap<TaskId, (Place, Vec<Wanted>)> {
+        let tasks = self.state.tasks.values();
+        let attachable = tasks.filter(|task| !matches!(task.place, Place::Address(_)));
+        attachable
+            .filter_map(|task| {
+                let wanted: Option<Vec<Wanted>> =
+                    task.endpoints.iter().map(|endpoint| self.wanted(endpoint)).collect();
+                let wanted = wanted.filter(|w| !w.is_empty() && w.len() == task.networks.len())?;
+                Some((task.id.clone(), (task.place.clone(), wanted)))
+            })
+            .collect()
+    }
+
+    fn wanted(&self, endpoint: &Endpoint) -> Option<Wanted> {
+        let view = self.snapshot.networks.get(&endpoint.network)?;
+        let IpAddr::V4(address) = endpoint.ip else { return None };
+        Some(Wanted {
+            network: endpoint.network.clone(),
+            vni: view.network.vni,
+            subnet: view.network.subnet,
+            address,
+            mac: endpoint.mac?,
+            gateway: view.gateway(&self.identity.id)?,
+        })
+    }
+
+    /// Notes how far a task is attached. Returns whether that is news.
+    pub(crate) fn set_attached(&mut self, id: &TaskId, state: AttachState) -> bool {
+        self.attach.insert(id.clone(), state.clone()) != Some(state)
+    }
+
+    /// How far each task is attached.
+    pub(crate) fn attach_states(&self) -> &BTreeMap<TaskId, AttachState> {
+        &self.attach
+    }
+
+    /// Forgets how tasks that are gone were attached, and takes tasks without a namespace for attached.
+    pub(crate) fn settle_attachments(&mut self) {
+        let tasks = &self.state.tasks;
+        self.attach.retain(|id, _| tasks.contains_key(id));
+        for task in tasks.values() {
+            if matches!(task.place, Place::Address(_)) {
+                self.attach.insert(task.id.clone(), AttachState::Attached);
+            }
+        }
+    }
+
+    /// Takes note that a task's namespace is gone: a task of a stack file waits for it to come again,
+    /// any other goes with it.
+    pub(crate) fn namespace_gone(&mut self, id: &TaskId) {
+        let waits = self.state.tasks.get(id).is_some_and(|task| task.file.is_some());
+        if waits {
+            let reason = "its network namespace is gone".to_owned();
+            self.attach.insert(id.clone(), AttachState::Pending(reason));
+        } else {
+            self.state.tasks.remove(id);
+        }
+    }
+
+    /// How long a task keeps its flows while it drains.
+    pub(super) fn drain_ms(&self, task: &LocalTask) -> u32 {
+        let view = task.service.as_ref().and_then(|id| self.snapshot.services.get(id));
+        view.map_or(Service::DEFAULT_DRAIN_MS, |view| view.service.drain_ms)
+    }
+
+    /// The longest drain of all tasks of this node, and 0 if it has none.
+    pub(crate) fn longest_drain_ms(&self) -> u32 {
+        let tasks = self.state.tasks.values().filter(|task| task.service.is_some());
+        tasks.map(|task| self.drain_ms(task)).max().unwrap_or(0)
+    }
+
+    /// Whether the node's drain has ended for a task: its record is withheld until the node is active again.
+    pub(super) fn drained(&self, task: &LocalTask, now_ms: u64) -> bool {
+        let since = self.state.draining_since_ms;
+        task.service.is_some()
+            && since.is_some_and(|since| since + u64::from(self.drain_ms(task)) <= now_ms)
+    }
+
+    fn check_place(&self, service: &ServiceId, place: &Place) -> Result<(), TaskError> {
+        if let Place::Address(ip) = place {
+            if ip.is_loopback() {
+                return Err(TaskError::Loopback(*ip));
+            }
+            if ip.is_unspecified() || ip.is_multicast() {
+                return Err(TaskError::NoAddress(*ip));
+            }
+        }
+        let there = self.state.tasks.values().find(|t| {
+            t.place == *place && t.service.as_ref() == Some(service) && t.drain_until_ms.is_none()
+        });
+        match there {
+            Some(task) => Err(TaskError::PlaceTaken { task: task.id.clone(), place: describe(place) }),
+            None => Ok(()),
+        }
+    }
+
+    fn free_slot(&self, service: &ServiceId) -> u32 {
+        let elsewhere = self.snapshot.tasks_of(service).map(|view| view.task.slot);
+        let here = self.state.tasks.values().filter(|t| t.service.as_ref() == Some(service));
+        let taken: std::collections::BTreeSet<u32> = elsewhere.chain(here.map(|t| t.slot)).collect();
+        (1..).find(|slot| !taken.contains(slot)).unwrap_or(u32::MAX)
+    }
+}
+
+/// A place in the words of a user.
+pub(crate) fn describe(place: &Place) -> String {
+    match place {
+        Place::Netns(path) => path.display().to_string(),
+        Place::Pid(pid) => format!("the namespace of process {pid}"),
+        Place::Address(ip) => ip.to_string(),
+    }
+}
+
+/// The identity of a task of a stack file: the same at every start.
+fn static_id(file: &str, service: &ServiceId, place: &Place) -> TaskId {
+    let digest = Sha256::digest(format!("{file}\0{service}\0{}", describe(place)));
+    let hex: String = digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect();
+    #[expect(clippy::expect_used, reason = "twelve hexadecimal digits are a name")]
+    hex.parse().expect("a name")
+}

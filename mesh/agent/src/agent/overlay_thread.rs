@@ -1,0 +1,192 @@
+//! The thread that programs the overlay: netlink sockets belong to the namespace of their thread, and
+//! programming blocks.
+
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, mpsc},
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use portolan_model::{Snapshot, TaskId};
+use portolan_overlay::{Attachment, Counters, Overlay, OverlayError};
+use tokio::sync::{oneshot, watch};
+
+/// How often the kernel is looked at for what goes wrong by itself.
+const LOOK: Duration = Duration::from_millis(500);
+/// How soon programming that failed is tried again.
+const RETRY: Duration = Duration::from_millis(500);
+
+enum Request {
+    Reconcile(Arc<Snapshot>),
+    Attach(Attachment, oneshot::Sender<Result<(), String>>),
+    Detach(String, oneshot::Sender<Result<(), String>>),
+    Clean(oneshot::Sender<Result<(), Vec<String>>>),
+}
+
+/// How the overlay stands.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct OverlayStanding {
+    /// Whether a snapshot has been programmed.
+    pub programmed: bool,
+    pub mtu: u32,
+    pub problems: Vec<String>,
+    /// Operations that failed since the start.
+    pub failed_total: u64,
+    pub counters: Counters,
+    /// Attachments whose namespace is gone.
+    pub vanished: BTreeSet<TaskId>,
+}
+
+/// The way to the thread.
+#[derive(Debug, Clone)]
+pub(super) struct OverlayHandle {
+    requests: mpsc::Sender<Request>,
+    standing: watch::Receiver<OverlayStanding>,
+}
+
+/// Starts the thread. It ends when the last handle is dropped.
+pub(super) fn start(
+    config: portolan_overlay::Config,
+) -> Result<(OverlayHandle, JoinHandle<()>), OverlayError> {
+    let (requests, inbox) = mpsc::channel();
+    let (standing, watcher) = watch::channel(OverlayStanding::default());
+    let (ready, opened) = mpsc::sync_channel(1);
+    let thread = std::thread::spawn(move || match Overlay::open(config) {
+        Ok(overlay) => {
+            drop(ready.send(Ok(())));
+            Worker { overlay, standing, snapshot: None, unfinished: false }.run(&inbox);
+        }
+        Err(error) => drop(ready.send(Err(error))),
+    });
+    if let Ok(Err(error)) = opened.recv() {
+        return Err(error);
+    }
+    Ok((OverlayHandle { requests, standing: watcher }, thread))
+}
+
+impl OverlayHandle {
+    /// Has a snapshot programmed; of several that wait only the last one is.
+    pub(super) fn reconcile(&self, snapshot: Arc<Snapshot>) {
+        self.send(Request::Reconcile(snapshot));
+    }
+
+    /// Attaches a namespace, after the snapshots given before.
+    pub(super) async fn attach(&self, attachment: Attachment) -> Result<(), String> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Request::Attach(attachment, reply));
+        answer.await.unwrap_or_else(|_| Err(ENDED.to_owned()))
+    }
+
+    /// Detaches a namespace.
+    pub(super) async fn detach(&self, id: String) -> Result<(), String> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Request::Detach(id, reply));
+        answer.await.unwrap_or_else(|_| Err(ENDED.to_owned()))
+    }
+
+    /// Removes everything of the overlay from the kernel.
+    pub(super) async fn clean(&self) -> Result<(), Vec<String>> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Request::Clean(reply));
+        answer.await.unwrap_or_else(|_| Err(vec![ENDED.to_owned()]))
+    }
+
+    /// How the overlay stands.
+    pub(super) fn standing(&self) -> watch::Receiver<OverlayStanding> {
+        self.standing.clone()
+    }
+
+    fn send(&self, request: Request) {
+        // A thread that has ended closes `standing`, which takes the agent down; its requests go nowhere.
+        drop(self.requests.send(request));
+    }
+}
+
+const ENDED: &str = "the overlay's thread has ended";
+
+struct Worker {
+    overlay: Overlay,
+    standing: watch::Sender<OverlayStanding>,
+    snapshot: Option<Arc<Snapshot>>,
+    /// Whether some of the snapshot could not be programmed.
+    unfinished: bool,
+}
+
+impl Worker {
+    fn run(mut self, inbox: &mpsc::Receiver<Request>) {
+        loop {
+            let wait = if self.unfinished { RETRY } else { LOOK };
+            let mut next = match inbox.recv_timeout(wait) {
+                Ok(request) => Some(request),
+                Err(mpsc::RecvTimeoutError::Timeout) => None,
+                Err(mpsc::RecvTimeoutError::Disconnected) => return,
+            };
+            let mut dirty = self.unfinished;
+            while let Some(request) = next.take().or_else(|| inbox.try_recv().ok()) {
+                match request {
+                    Request::Reconcile(snapshot) => {
+                        self.snapshot = Some(snapshot);
+                        dirty = true;
+                    }
+                    other => {
+                        if std::mem::take(&mut dirty) {
+                            self.reconcile();
+                        }
+                        self.answer(other);
+                    }
+                }
+            }
+            if dirty {
+                self.reconcile();
+            }
+            self.look();
+        }
+    }
+
+    fn answer(&mut self, request: Request) {
+        match request {
+            Request::Reconcile(_) => {}
+            Request::Attach(attachment, reply) => {
+                drop(reply.send(self.overlay.attach(&attachment).map_err(|e| super::with_causes(&e))));
+            }
+            Request::Detach(id, reply) => {
+                drop(reply.send(self.overlay.detach(&id).map_err(|e| super::with_causes(&e))));
+            }
+            Request::Clean(reply) => {
+                self.snapshot = None;
+                let cleaned = self.overlay.clean();
+                let worded = |errors: Vec<OverlayError>| errors.iter().map(|e| super::with_causes(e)).collect();
+                drop(reply.send(cleaned.map_err(worded)));
+            }
+        }
+    }
+
+    fn reconcile(&mut self) {
+        let Some(snapshot) = self.snapshot.clone() else { return };
+        let failures = self.overlay.reconcile(&snapshot);
+        self.unfinished = !failures.is_empty();
+        self.standing.send_modify(|standing| {
+            standing.programmed = true;
+            standing.failed_total += failures.len() as u64;
+            standing.problems = failures
+                .iter()
+                .map(|f| format!("overlay: {}: {}", f.object, super::with_causes(&f.error)))
+                .collect();
+        });
+    }
+
+    fn look(&mut self) {
+        let vanished: BTreeSet<TaskId> =
+            self.overlay.vanished().iter().filter_map(|id| id.parse().ok()).collect();
+        let (counters, mtu, problems) =
+            (self.overlay.counters(), self.overlay.mtu(), self.overlay.problems());
+        self.standing.send_if_modified(|standing| {
+            let before = standing.clone();
+            standing.problems.retain(|p| p.starts_with("overlay: "));
+            standing.problems.extend(problems);
+            (standing.counters, standing.mtu, standing.vanished) = (counters, mtu, vanished);
+            *standing != before
+        });
+    }
+}

@@ -1,0 +1,105 @@
+//! The thread that drives a plane: kernel programming blocks, and belongs to the thread's namespace.
+
+use std::{
+    sync::{Arc, mpsc},
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use portolan_model::Snapshot;
+use portolan_plane::{DataPlane, FlowView, PlaneKind, PlaneStats, Reconciler, Standing};
+use tokio::sync::{oneshot, watch};
+
+enum Request {
+    Reconcile(Arc<Snapshot>),
+    Stats(oneshot::Sender<PlaneStats>),
+    Flows(usize, oneshot::Sender<Vec<FlowView>>),
+}
+
+/// The way to the thread.
+#[derive(Debug, Clone)]
+pub(super) struct PlaneHandle {
+    pub kind: PlaneKind,
+    requests: mpsc::Sender<Request>,
+    standing: watch::Receiver<Option<Standing>>,
+}
+
+/// Starts the thread. It ends when the last handle is dropped, and the plane with it.
+pub(super) fn start<P: DataPlane + Send + 'static>(
+    plane: P,
+    snapshot: Arc<Snapshot>,
+) -> (PlaneHandle, JoinHandle<()>) {
+    let kind = plane.kind();
+    let (requests, inbox) = mpsc::channel();
+    let (standing, watcher) = watch::channel(None);
+    let thread = std::thread::spawn(move || run(Reconciler::new(plane, snapshot), &inbox, &standing));
+    (PlaneHandle { kind, requests, standing: watcher }, thread)
+}
+
+impl PlaneHandle {
+    /// Has a snapshot served; of several that wait only the last one is.
+    pub(super) fn reconcile(&self, snapshot: Arc<Snapshot>) {
+        self.send(Request::Reconcile(snapshot));
+    }
+
+    /// The plane's counters.
+    pub(super) async fn stats(&self) -> PlaneStats {
+        let (reply, answer) = oneshot::channel();
+        self.send(Request::Stats(reply));
+        answer.await.unwrap_or_default()
+    }
+
+    /// The plane's live flows, at most `limit`.
+    pub(super) async fn flows(&self, limit: usize) -> Vec<FlowView> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Request::Flows(limit, reply));
+        answer.await.unwrap_or_default()
+    }
+
+    /// How the plane stands; `None` until it was given a snapshot.
+    pub(super) fn standing(&self) -> watch::Receiver<Option<Standing>> {
+        self.standing.clone()
+    }
+
+    fn send(&self, request: Request) {
+        // A thread that has ended closes `standing`, which takes the agent down; its requests go nowhere.
+        drop(self.requests.send(request));
+    }
+}
+
+fn run<P: DataPlane>(
+    mut reconciler: Reconciler<P>,
+    inbox: &mpsc::Receiver<Request>,
+    standing: &watch::Sender<Option<Standing>>,
+) {
+    let mut retry_at: Option<Instant> = None;
+    loop {
+        let wait = retry_at.map_or(Duration::from_secs(3600), |at| at.saturating_duration_since(Instant::now()));
+        let mut next = match inbox.recv_timeout(wait) {
+            Ok(request) => Some(request),
+            Err(mpsc::RecvTimeoutError::Timeout) => None,
+            Err(mpsc::RecvTimeoutError::Disconnected) => return,
+        };
+        let mut newest = None;
+        while let Some(request) = next.take().or_else(|| inbox.try_recv().ok()) {
+            match request {
+                Request::Reconcile(snapshot) => newest = Some(snapshot),
+                Request::Stats(reply) => drop(reply.send(reconciler.plane().stats())),
+                Request::Flows(limit, reply) => drop(reply.send(reconciler.plane().flows(limit))),
+            }
+        }
+        let due = retry_at.is_some_and(|at| at <= Instant::now());
+        let wait = match newest {
+            Some(snapshot) => reconciler.update(snapshot),
+            None if due => reconciler.step(),
+            None => continue,
+        };
+        retry_at = wait.map(|wait| Instant::now() + wait);
+        standing.send_if_modified(|present| {
+            let new = Some(reconciler.standing().clone());
+            let changed = *present != new;
+            *present = new;
+            changed
+        });
+    }
+}

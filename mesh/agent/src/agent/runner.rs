@@ -1,0 +1,365 @@
+//! The one task that writes the catalog: it takes in what gossip, health checks, namespaces and users say,
+//! lets [`Node`] draw the conclusions, and hands them on.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use portolan_gossip::{Gossip, Owner, View};
+use portolan_model::{NodeId, Record, RecordKey, Snapshot, TaskId};
+use portolan_overlay::{AttachEndpoint, Attachment, NetnsRef};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinSet,
+};
+
+use super::{
+    command::{Command, Reply},
+    health::HealthChecks,
+    node::{AttachState, Node, Wanted},
+    overlay_thread::OverlayHandle,
+    state::{LocalState, StateDir},
+};
+use crate::api::Place;
+
+/// How soon an attachment that failed is tried again.
+const ATTACH_RETRY: Duration = Duration::from_millis(500);
+
+/// What the runner tells the rest of the agent.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Reasons {
+    /// Why tasks of this node are not in rotation.
+    pub tasks: BTreeMap<TaskId, String>,
+    /// What else is wrong.
+    pub problems: Vec<String>,
+}
+
+/// The ends of the runner's channels.
+pub(super) struct Wires {
+    pub commands: mpsc::Receiver<Command>,
+    pub snapshots: watch::Sender<Arc<Snapshot>>,
+    pub reasons: watch::Sender<Reasons>,
+    pub beat: watch::Sender<()>,
+}
+
+type Attached = BTreeMap<TaskId, (Place, Vec<Wanted>)>;
+
+pub(super) struct Runner {
+    pub(super) node: Node,
+    state_dir: StateDir,
+    saved: LocalState,
+    gossip: Gossip,
+    overlay: OverlayHandle,
+    wires: Wires,
+    /// What was read of each owner last, to read again only what changed.
+    owners: BTreeMap<NodeId, Arc<Owner>>,
+    published: BTreeMap<Bytes, Bytes>,
+    health: HealthChecks,
+    /// What the overlay was asked for, and has.
+    attached: Attached,
+    /// Attaching and detaching under way: at most one for a task.
+    work: JoinSet<(TaskId, Done)>,
+    busy: BTreeSet<TaskId>,
+    /// Users that wait for a task to be attached, or to fail.
+    waiting: BTreeMap<TaskId, Reply<TaskId>>,
+    save_problem: Option<String>,
+}
+
+enum Done {
+    Attached((Place, Vec<Wanted>), Result<(), String>),
+    Detached(Result<(), String>),
+    /// The pause after a failure is over.
+    Rested,
+}
+
+impl Runner {
+    pub(super) fn new(
+        node: Node,
+        state_dir: StateDir,
+        gossip: Gossip,
+        overlay: OverlayHandle,
+        wires: Wires,
+    ) -> Self {
+        Self {
+            saved: node.state().clone(),
+            node,
+            state_dir,
+            gossip,
+            overlay,
+            wires,
+            owners: BTreeMap::new(),
+            published: BTreeMap::new(),
+            health: HealthChecks::new(),
+            attached: BTreeMap::new(),
+            work: JoinSet::new(),
+            busy: BTreeSet::new(),
+            waiting: BTreeMap::new(),
+            save_problem: None,
+        }
+    }
+
+    /// Runs until every sender of commands is gone, or gossip or the overlay have ended.
+    pub(super) async fn run(mut self) -> anyhow::Result<()> {
+        let mut views = self.gossip.view();
+        let mut overlay = self.overlay.standing();
+        views.mark_changed();
+        self.settle();
+        loop {
+            let deadline = self.node.next_deadline_ms();
+            let until = deadline.map_or(Duration::from_secs(1), |at| {
+                Duration::from_millis(at.saturating_sub(super::now_ms())).min(Duration::from_secs(1))
+            });
+            tokio::select! {
+                changed = views.changed() => {
+                    changed.map_err(|_| anyhow::anyhow!("gossip has ended"))?;
+                    let view = Arc::clone(&views.borrow_and_update());
+                    self.take_view(&view);
+                }
+                command = self.wires.commands.recv() => match command {
+                    Some(command) => self.command(command),
+                    None => return Ok(()),
+                },
+                changed = overlay.changed() => {
+                    changed.map_err(|_| anyhow::anyhow!("the overlay's thread has ended"))?;
+                    let vanished = overlay.borrow_and_update().vanished.clone();
+                    for id in vanished {
+                        self.vanished(&id);
+                    }
+                }
+                Some(done) = self.work.join_next() => {
+                    let (id, done) = done.map_err(|e| anyhow::anyhow!("attaching died: {e}"))?;
+                    self.done(id, done);
+                }
+                (id, healthy) = self.health.next() => {
+                    if !self.node.set_health(&id, healthy) {
+                        continue;
+                    }
+                    tracing::info!(task = %id, healthy, "health changed");
+                }
+                () = tokio::time::sleep(until) => {}
+            }
+            self.settle();
+        }
+    }
+
+    /// Lets everything follow from what has just become known.
+    pub(super) fn settle(&mut self) {
+        self.node.settle_attachments();
+        self.node.refresh(super::now_ms());
+        self.save_problem = self.save().err();
+        self.publish();
+        self.attach_and_detach();
+        self.health.set(self.node.state(), self.node.snapshot());
+        self.tell_reasons();
+        self.wires.beat.send_replace(());
+    }
+
+    /// Saves what has to be remembered, if it changed.
+    pub(super) fn save(&mut self) -> Result<(), String> {
+        if *self.node.state() == self.saved {
+            return Ok(());
+        }
+        self.state_dir.save(self.node.state()).map_err(|e| super::with_causes(&e))?;
+        self.saved = self.node.state().clone();
+        Ok(())
+    }
+
+    /// Goes back to what was saved last.
+    pub(super) fn roll_back(&mut self) {
+        self.node.restore(self.saved.clone());
+        self.node.refresh(super::now_ms());
+    }
+
+    /// Answers a user once a new task is attached; one that can not be is removed again.
+    pub(super) fn answer_when_attached(&mut self, id: TaskId, reply: Reply<TaskId>) {
+        let attachable = self.node.wanted_attachments().contains_key(&id);
+        let waits = attachable || !self.node.snapshot().synced;
+        if self.node.attach_states().get(&id) == Some(&AttachState::Attached) {
+            drop(reply.send(Ok(id)));
+        } else if waits {
+            self.waiting.insert(id, reply);
+        } else {
+            let reason = self.node.why_not_attachable(&id);
+            self.node.remove_task(&id);
+            drop(reply.send(Err(vec![reason])));
+        }
+    }
+
+    fn take_view(&mut self, view: &View) {
+        if view.synced {
+            self.node.set_synced();
+        }
+        for (id, owner) in view.owners.iter().filter(|(id, _)| **id != view.me) {
+            if self.owners.get(id).is_some_and(|known| Arc::ptr_eq(known, owner)) {
+                continue;
+            }
+            let records = owner.records.iter().filter_map(|(key, value)| decode(*id, key, value));
+            self.node.catalog().set_owner(*id, owner.visible, records);
+        }
+        let gone: Vec<NodeId> =
+            self.owners.keys().filter(|id| !view.owners.contains_key(id)).copied().collect();
+        for id in gone {
+            self.node.catalog().remove_owner(&id);
+        }
+        self.owners = view.owners.iter().map(|(id, owner)| (*id, Arc::clone(owner))).collect();
+    }
+
+    fn publish(&mut self) {
+        let snapshot = self.node.snapshot();
+        let news = self.wires.snapshots.send_if_modified(|present| {
+            let changed = !Arc::ptr_eq(present, snapshot);
+            *present = Arc::clone(snapshot);
+            changed
+        });
+        if news {
+            self.overlay.reconcile(Arc::clone(snapshot));
+        }
+        if !snapshot.synced {
+            return;
+        }
+        let records = self.node.records(super::now_ms());
+        let encoded: BTreeMap<Bytes, Bytes> = records
+            .iter()
+            .filter_map(|record| match record.encode() {
+                Ok(value) => Some((record.key().encode().into(), value.into())),
+                Err(error) => {
+                    tracing::error!(%error, "record not published");
+                    None
+                }
+            })
+            .collect();
+        if encoded != self.published {
+            if let Err(error) = self.gossip.set_records(encoded.clone()) {
+                tracing::error!(error = super::with_causes(&error), "records not published");
+            }
+            self.published = encoded;
+        }
+    }
+
+    fn attach_and_detach(&mut self) {
+        let wanted = self.node.wanted_attachments();
+        for (id, place) in &wanted {
+            if self.busy.contains(id) || self.attached.get(id) == Some(place) {
+                continue;
+            }
+            self.busy.insert(id.clone());
+            let (overlay, id, place) = (self.overlay.clone(), id.clone(), place.clone());
+            self.work.spawn(async move {
+                let result = match attachment(&id, &place) {
+                    Some(attachment) => overlay.attach(attachment).await,
+                    None => Ok(()),
+                };
+                (id, Done::Attached(place, result))
+            });
+        }
+        let gone = self.attached.keys().filter(|id| !wanted.contains_key(id) && !self.busy.contains(id));
+        for id in gone.cloned().collect::<Vec<_>>() {
+            self.busy.insert(id.clone());
+            let overlay = self.overlay.clone();
+            self.work.spawn(async move {
+                let result = overlay.detach(id.to_string()).await;
+                (id, Done::Detached(result))
+            });
+        }
+    }
+
+    fn done(&mut self, id: TaskId, done: Done) {
+        let result = match done {
+            Done::Rested => {
+                self.busy.remove(&id);
+                return;
+            }
+            Done::Attached(place, Ok(())) => {
+                self.attached.insert(id.clone(), place);
+                self.node.set_attached(&id, AttachState::Attached);
+                Ok(())
+            }
+            Done::Attached(_, Err(error)) => {
+                self.attached.remove(&id);
+                if self.node.set_attached(&id, AttachState::Pending(error.clone())) {
+                    tracing::warn!(task = %id, error, "not attached; it is tried again");
+                }
+                Err(error)
+            }
+            Done::Detached(Ok(())) => {
+                self.attached.remove(&id);
+                Ok(())
+            }
+            Done::Detached(Err(error)) => {
+                tracing::warn!(task = %id, error, "not detached; it is tried again");
+                Err(error)
+            }
+        };
+        if result.is_ok() {
+            self.busy.remove(&id);
+        } else {
+            let id = id.clone();
+            self.work.spawn(async move {
+                tokio::time::sleep(ATTACH_RETRY).await;
+                (id, Done::Rested)
+            });
+        }
+        if let Some(reply) = self.waiting.remove(&id) {
+            if result.is_err() {
+                self.node.remove_task(&id);
+            }
+            // Whoever asked may have gone; then no one needs the answer.
+            drop(reply.send(result.map(|()| id).map_err(|error| vec![error])));
+        }
+    }
+
+    fn vanished(&mut self, id: &TaskId) {
+        if self.attached.remove(id).is_some() {
+            tracing::info!(task = %id, "its network namespace is gone");
+            self.node.namespace_gone(id);
+            let overlay = self.overlay.clone();
+            let id = id.clone();
+            self.busy.insert(id.clone());
+            self.work.spawn(async move {
+                let result = overlay.detach(id.to_string()).await;
+                (id, Done::Detached(result))
+            });
+        }
+    }
+
+    fn tell_reasons(&self) {
+        let pending = self.node.attach_states().iter().filter_map(|(id, state)| match state {
+            AttachState::Pending(reason) => Some((id.clone(), reason.clone())),
+            AttachState::Attached => None,
+        });
+        let reasons = Reasons { tasks: pending.collect(), problems: self.save_problem.iter().cloned().collect() };
+        self.wires.reasons.send_if_modified(|present| {
+            let changed = *present != reasons;
+            *present = reasons;
+            changed
+        });
+    }
+}
+
+fn decode(owner: NodeId, key: &[u8], value: &[u8]) -> Option<Record> {
+    let record = RecordKey::decode(key).and_then(|key| key.map(|key| Record::decode(&key, value)).transpose());
+    record.unwrap_or_else(|error| {
+        tracing::warn!(%owner, error = super::with_causes(&error), "a record that does not parse is passed over");
+        None
+    })
+}
+
+fn attachment(id: &TaskId, (place, wanted): &(Place, Vec<Wanted>)) -> Option<Attachment> {
+    let netns = match place {
+        Place::Netns(path) => NetnsRef::Path(path.clone()),
+        Place::Pid(pid) => NetnsRef::Pid(*pid),
+        Place::Address(_) => return None,
+    };
+    let endpoints = wanted.iter().map(|w| AttachEndpoint {
+        network: w.network.clone(),
+        vni: w.vni,
+        subnet: w.subnet,
+        address: w.address,
+        mac: w.mac,
+        gateway: w.gateway,
+    });
+    Some(Attachment { id: id.to_string(), netns, endpoints: endpoints.collect() })
+}

@@ -1,0 +1,52 @@
+//! What every part of the agent that answers questions reads from.
+
+use std::{collections::BTreeSet, sync::Arc, time::Instant};
+
+use portolan_dns::DnsServer;
+use portolan_gossip::Gossip;
+use portolan_model::Snapshot;
+use tokio::sync::{mpsc, watch};
+
+use super::{
+    command::Command, overlay_thread::OverlayHandle, plane_thread::PlaneHandle, runner::Reasons,
+};
+use crate::config::Config;
+
+/// Handles to all parts of a running agent. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Shared {
+    pub config: Arc<Config>,
+    pub gossip: Gossip,
+    pub snapshots: watch::Receiver<Arc<Snapshot>>,
+    pub reasons: watch::Receiver<Reasons>,
+    pub overlay: OverlayHandle,
+    pub plane: PlaneHandle,
+    pub dns: Arc<DnsServer>,
+    pub commands: mpsc::Sender<Command>,
+    /// Asks for the end: the value says whether to clean up the kernel too.
+    pub leave: mpsc::Sender<LeaveRequest>,
+    pub started: Instant,
+}
+
+/// A request to leave the cluster and end.
+#[derive(Debug)]
+pub(super) struct LeaveRequest {
+    /// Whether everything of ours is to be removed from the kernel and the disk.
+    pub clean: bool,
+    /// Told when it is done, with what could not be removed.
+    pub done: tokio::sync::oneshot::Sender<Vec<String>>,
+}
+
+impl Shared {
+    /// What the agent still waits for before it serves as it should; empty when it is ready.
+    pub(super) fn waiting_for(&self) -> BTreeSet<&'static str> {
+        let snapshot = self.snapshots.borrow();
+        let waits = [
+            ("gossip: the first exchange with a member", snapshot.synced),
+            ("overlay: the first programming", self.overlay.standing().borrow().programmed),
+            ("plane: the first programming", self.plane.standing().borrow().is_some()),
+            ("overlay: a slice of the ingress network", snapshot.own_networks().next().is_some()),
+        ];
+        waits.into_iter().filter(|(_, done)| !done).map(|(what, _)| what).collect()
+    }
+}

@@ -1,0 +1,182 @@
+//! What a node has to remember over a restart: what was declared on it, its tasks, and its claims.
+//! Kept as one JSON file in the state directory, replaced as a whole and synced before the change counts.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    io::{self, Write},
+    path::{Path, PathBuf},
+};
+
+use portolan_model::{Endpoint, Network, NetworkName, Service, ServiceId, Slice, TaskId};
+use serde::{Deserialize, Serialize};
+
+use crate::api::Place;
+
+const FILE: &str = "node.json";
+const FORMAT: u32 = 1;
+
+/// A task that runs on this node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct LocalTask {
+    pub id: TaskId,
+    /// The service; `None` for a namespace that is only attached.
+    pub service: Option<ServiceId>,
+    pub slot: u32,
+    pub weight: u16,
+    pub place: Place,
+    /// The networks that it is on, in the order of its interfaces.
+    pub networks: Vec<NetworkName>,
+    /// Its addresses, as far as they are given.
+    pub endpoints: Vec<Endpoint>,
+    /// The stack file that holds it; such a task waits for its namespace, others go with it.
+    pub file: Option<String>,
+    /// When its drain ends, Unix milliseconds; it is removed then.
+    pub drain_until_ms: Option<u64>,
+}
+
+/// The slices held on one network.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct HeldSlices {
+    pub slices: Vec<Slice>,
+    /// Since when no task of this node is on the network, Unix milliseconds.
+    pub unused_since_ms: Option<u64>,
+}
+
+/// Everything that a node remembers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct LocalState {
+    format: u32,
+    /// Since when the node drains, Unix milliseconds.
+    pub draining_since_ms: Option<u64>,
+    /// The declarations that this node publishes: its own, and those of others of which it has tasks.
+    pub services: BTreeMap<ServiceId, Service>,
+    pub networks: BTreeMap<NetworkName, Network>,
+    /// Since when a removal is published, Unix milliseconds, by kind and name.
+    pub removals: BTreeMap<String, u64>,
+    pub tasks: BTreeMap<TaskId, LocalTask>,
+    pub slices: BTreeMap<NetworkName, HeldSlices>,
+    /// Stack files applied at the start, by path: the SHA-256 of what was applied.
+    pub stack_files: BTreeMap<String, String>,
+}
+
+impl Default for LocalState {
+    fn default() -> Self {
+        Self {
+            format: FORMAT,
+            draining_since_ms: None,
+            services: BTreeMap::new(),
+            networks: BTreeMap::new(),
+            removals: BTreeMap::new(),
+            tasks: BTreeMap::new(),
+            slices: BTreeMap::new(),
+            stack_files: BTreeMap::new(),
+        }
+    }
+}
+
+/// Why the state cannot be read or kept.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum StateError {
+    /// The disk refuses; what was on it is still there.
+    #[error("{operation} {path}")]
+    Io {
+        operation: &'static str,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    /// The file is not ours, or damaged.
+    #[error("{path} does not hold the state of a node; move it away to begin anew, or restore it")]
+    Damaged {
+        path: PathBuf,
+        #[source]
+        source: serde_json::Error,
+    },
+    /// Written by a later version.
+    #[error("{path} was written by a later version of portolan (format {found}, this one knows {FORMAT}); install that version, or move the file away")]
+    Newer { path: PathBuf, found: u32 },
+}
+
+/// The state directory.
+#[derive(Debug, Clone)]
+pub(super) struct StateDir(PathBuf);
+
+impl StateDir {
+    /// Opens a state directory, and makes it if it is not there.
+    pub(super) fn open(path: &Path) -> Result<Self, StateError> {
+        fs::create_dir_all(path).map_err(io_error("create", path))?;
+        Ok(Self(path.to_owned()))
+    }
+
+    /// What was saved last; the default if nothing ever was.
+    pub(super) fn load(&self) -> Result<LocalState, StateError> {
+        let path = self.0.join(FILE);
+        let text = match fs::read(&path) {
+            Ok(text) => text,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(LocalState::default()),
+            Err(e) => return Err(io_error("read", &path)(e)),
+        };
+        let format = serde_json::from_slice::<FormatOnly>(&text);
+        if let Ok(FormatOnly { format: found }) = format
+            && found > FORMAT
+        {
+            return Err(StateError::Newer { path, found });
+        }
+        serde_json::from_slice(&text).map_err(|source| StateError::Damaged { path, source })
+    }
+
+    /// Saves the state; when it returns, the disk has it.
+    pub(super) fn save(&self, state: &LocalState) -> Result<(), StateError> {
+        let (path, new) = (self.0.join(FILE), self.0.join("node.json.new"));
+        let text = serde_json::to_vec_pretty(state).map_err(|source| StateError::Damaged {
+            path: path.clone(),
+            source,
+        })?;
+        let mut file = File::create(&new).map_err(io_error("create", &new))?;
+        file.write_all(&text).map_err(io_error("write", &new))?;
+        file.sync_all().map_err(io_error("sync", &new))?;
+        fs::rename(&new, &path).map_err(io_error("replace", &path))?;
+        let dir = File::open(&self.0).map_err(io_error("open", &self.0))?;
+        dir.sync_all().map_err(io_error("sync", &self.0))
+    }
+}
+
+#[derive(Deserialize)]
+struct FormatOnly {
+    format: u32,
+}
+
+fn io_error(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StateError {
+    let path = path.to_owned();
+    move |source| StateError::Io { operation, path, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_saved_is_loaded() {
+        let dir = tempfile::tempdir().unwrap();
+        let state_dir = StateDir::open(&dir.path().join("deep/er")).unwrap();
+        assert_eq!(state_dir.load().unwrap(), LocalState::default());
+        let mut state = LocalState::default();
+        let service = Service::new("web".parse().unwrap());
+        state.services.insert(service.id.clone(), service);
+        state_dir.save(&state).unwrap();
+        assert_eq!(state_dir.load().unwrap(), state);
+    }
+
+    #[test]
+    fn a_damaged_or_newer_file_is_named_and_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let state_dir = StateDir::open(dir.path()).unwrap();
+        let path = dir.path().join(FILE);
+        fs::write(&path, "{").unwrap();
+        assert!(state_dir.load().unwrap_err().to_string().contains("node.json"));
+        fs::write(&path, r#"{"format": 9}"#).unwrap();
+        assert!(matches!(state_dir.load(), Err(StateError::Newer { found: 9, .. })));
+        assert!(path.exists());
+    }
+}
