@@ -1,1 +1,20 @@
-//! What runs here: the Provider trait and stack files
+//! Stack files: the part of the Compose format that speaks of the network, read into the words of
+//! [`portolan_model`].
+//!
+//! [`parse`] takes the text of one file and gives a [`Stack`], or everything that is wrong with the
+//! file, each [`Diagnostic`] with its place and what to do about it. What of the format is read, and
+//! what `x-portolan` adds to it, is written down in `docs/stack-file.md`.
+//!
+//! Nothing here opens a file, touches the network or knows what runs. What must be unique in the whole
+//! cluster (VNIs, subnets, VIPs, published ports that no one chose) is left open for the agent to choose.
+
+mod cursor;
+mod diagnostic;
+mod duration;
+mod port;
+mod stack;
+mod yaml;
+
+pub use diagnostic::Diagnostic;
+pub use port::{PortError, parse_port};
+pub use stack::{Stack, StackNetwork, StaticTask, TaskPlace, parse};

@@ -1,0 +1,257 @@
+//! The `services`.
+
+mod ports;
+
+use portolan_model::{
+    EndpointMode, HealthProbe, MAX_RECORD_BYTES, NameError, NetworkName, PlaneChoice, Protocol,
+    ProxyProtocol, Record, Service, ServiceId, ServiceNetwork,
+};
+
+use super::{
+    context::{Context, DEFAULT_NETWORK},
+    options,
+};
+use crate::{
+    cursor::{At, Field},
+    diagnostic::{Fault, quoted},
+};
+
+const KEYS: &[&str] = &["deploy", "networks", "ports", "x-portolan"];
+const DEPLOY_KEYS: &[&str] = &["endpoint_mode", "mode", "replicas"];
+const PLACE_KEYS: &[&str] = &["aliases"];
+
+pub(super) fn read_all(at: &At<'_>, context: &mut Context) -> Vec<Service> {
+    let fields = at.fields();
+    // All names first, so that a task may name any of them.
+    for field in &fields {
+        let id = context
+            .full_name(field.name)
+            .parse()
+            .map_err(|error| field.fault(Fault::of::<NameError>(&error)))
+            .ok();
+        context.services.insert(field.name.to_owned(), id);
+    }
+    fields
+        .iter()
+        .map(|field| read(field, context))
+        .collect::<Vec<_>>()
+        .into_iter()
+        .flatten()
+        .collect()
+}
+
+/// A service; `None` if its name is wrong. What it holds is checked all the same.
+fn read(field: &Field<'_>, context: &mut Context) -> Option<Service> {
+    let id: Option<ServiceId> = context.services.get(field.name).cloned().flatten();
+    let placeholder = id.is_none();
+    let mut service = Service::new(match id {
+        Some(id) => id,
+        None => "unnamed".parse().ok()?,
+    });
+    service.stack.clone_from(&context.stack);
+    let (mut networks, mut extra) = (None, None);
+    for option in field.value.fields() {
+        match option.name {
+            "ports" => service.ports = ports::read_all(&option.value, field.name, context),
+            "networks" => networks = Some(option.value),
+            "deploy" => service.endpoint_mode = read_deploy(&option.value),
+            "x-portolan" => extra = Some(option.value),
+            _ => option.ignore("", KEYS),
+        }
+    }
+    service.networks = read_networks(networks.as_ref(), field, context);
+    if let Some(extra) = &extra {
+        options::read(extra, &mut service, field.name, context);
+        check_options(extra, &service);
+    }
+    if placeholder {
+        return None;
+    }
+    check_length(field, &service);
+    Some(service)
+}
+
+fn read_deploy(at: &At<'_>) -> EndpointMode {
+    let mut mode = EndpointMode::default();
+    for option in at.fields() {
+        let at = &option.value;
+        match option.name {
+            // How many tasks there are is up to whoever starts them.
+            "mode" => {
+                at.choice(&[
+                    ("replicated", ()),
+                    ("global", ()),
+                    ("replicated-job", ()),
+                    ("global-job", ()),
+                ]);
+            }
+            "replicas" => {
+                at.number(0, u32::MAX);
+            }
+            "endpoint_mode" => {
+                mode = at
+                    .choice(&[("vip", EndpointMode::Vip), ("dnsrr", EndpointMode::Dnsrr)])
+                    .unwrap_or_default();
+            }
+            _ => option.ignore("deploy.", DEPLOY_KEYS),
+        }
+    }
+    mode
+}
+
+fn read_networks(
+    at: Option<&At<'_>>,
+    service: &Field<'_>,
+    context: &mut Context,
+) -> Vec<ServiceNetwork> {
+    let mut places = Vec::new();
+    match at {
+        Some(at) if at.is_map() => {
+            for field in at.fields() {
+                let aliases = read_place(&field.value);
+                let fault = |fault| field.fault(fault);
+                join(&mut places, field.name, aliases, &fault, service, context);
+            }
+        }
+        Some(at) => {
+            for item in at.items() {
+                let Some(key) = item.text() else { continue };
+                let fault = |fault| item.fault(fault);
+                join(&mut places, &key, Vec::new(), &fault, service, context);
+            }
+        }
+        None => {}
+    }
+    if at.is_none_or(At::is_empty) {
+        let fault = |fault| service.fault(fault);
+        join(
+            &mut places,
+            DEFAULT_NETWORK,
+            Vec::new(),
+            &fault,
+            service,
+            context,
+        );
+    }
+    places
+}
+
+/// Puts a service on the network of a key.
+fn join(
+    places: &mut Vec<ServiceNetwork>,
+    key: &str,
+    mut aliases: Vec<String>,
+    fault: &dyn Fn(Fault),
+    service: &Field<'_>,
+    context: &mut Context,
+) {
+    let name = match context.network(key) {
+        Ok(Some(name)) => name,
+        Ok(None) => return,
+        Err(undeclared) => return fault(undeclared),
+    };
+    if places.iter().any(|place| place.name == name) {
+        fault(Fault::new(
+            format!("the service is on network {} twice", quoted(key)),
+            "remove one of the two",
+        ));
+        return;
+    }
+    if context.stack.is_some() && !aliases.iter().any(|alias| alias == service.name) {
+        aliases.insert(0, service.name.to_owned());
+    }
+    places.push(ServiceNetwork {
+        name,
+        aliases,
+        vip: None,
+    });
+}
+
+/// The aliases of a service on one network.
+fn read_place(at: &At<'_>) -> Vec<String> {
+    let mut aliases: Vec<String> = Vec::new();
+    for option in at.fields() {
+        match option.name {
+            "aliases" => {
+                for item in option.value.items() {
+                    if let Some(alias) = item.parse(check_alias)
+                        && !aliases.contains(&alias)
+                    {
+                        aliases.push(alias);
+                    }
+                }
+            }
+            "ipv4_address" | "ipv6_address" | "link_local_ips" | "mac_address" => {
+                option.fault(Fault::new(
+                    "the addresses of tasks are chosen from the slice of their node and cannot be given",
+                    "remove it, and find the service by its name or an alias",
+                ));
+            }
+            "driver_opts" | "gw_priority" | "interface_name" | "priority" => {
+                option.value.ignore(&format!("networks.{}", option.name));
+            }
+            _ => option.unknown(PLACE_KEYS),
+        }
+    }
+    aliases
+}
+
+/// An alias is one DNS label or some with dots between, at most 253 characters (RFC 1035).
+fn check_alias(text: &str) -> Result<String, NameError> {
+    for label in text.split('.') {
+        label.parse::<NetworkName>()?;
+    }
+    if text.len() > 253 {
+        return Err(NameError::TooLong(text.to_owned()));
+    }
+    Ok(text.to_owned())
+}
+
+/// What of the options depends on the ports, which may stand after them.
+fn check_options(at: &At<'_>, service: &Service) {
+    let has = |protocol| service.ports.iter().any(|port| port.protocol == protocol);
+    let probe_port = service.health.as_ref().map(|check| match &check.probe {
+        HealthProbe::Tcp { port } | HealthProbe::Http { port, .. } => *port,
+    });
+    if probe_port == Some(0) && !has(Protocol::Tcp) {
+        at.error(
+            "the health check has no port, and the service publishes no tcp port to take it from",
+            "give `health` a port",
+        );
+    }
+    if service.proxy_protocol == Some(ProxyProtocol::V1) && has(Protocol::Udp) {
+        at.error(
+            "proxy_protocol v1 has no form for udp, which the service publishes",
+            "use v2",
+        );
+    }
+    if service.proxy_protocol.is_some() && service.plane == PlaneChoice::Ebpf {
+        at.error(
+            "the plane ebpf forwards packets as they are and cannot add the PROXY protocol",
+            "remove `plane`, or `proxy_protocol`: with ebpf a task sees the client's address anyway",
+        );
+    }
+}
+
+/// A record has an upper length. What the agent adds later (VIPs, versions, times, chosen ports) is
+/// counted in with the longest values that it can have.
+fn check_length(field: &Field<'_>, service: &Service) {
+    let mut longest = service.clone();
+    longest.spec_version = u64::MAX;
+    longest.created_ms = u64::MAX;
+    for place in &mut longest.networks {
+        place.vip = Some(std::net::Ipv4Addr::BROADCAST);
+    }
+    for port in &mut longest.ports {
+        port.published = u16::MAX;
+    }
+    if let Err(error) = Record::Service(longest).encode() {
+        field.fault(Fault::new(
+            format!(
+                "the service takes {} bytes of at most {MAX_RECORD_BYTES} as a record",
+                error.bytes
+            ),
+            "give it fewer or shorter ports, networks, aliases or allowed clients; a port range counts as one port",
+        ));
+    }
+}
