@@ -1,0 +1,602 @@
+//! The whole protocol as a step function: `(now, input) -> outputs`.
+//!
+//! There is no socket, no clock and no thread in here, every choice comes from one seeded generator,
+//! and none from the order of a hash map: the same inputs give the same outputs.
+
+mod pull;
+mod rival;
+mod timers;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    time::{Duration, SystemTime},
+};
+
+use bytes::Bytes;
+use portolan_model::NodeId;
+use rand::{RngExt, SeedableRng, rngs::SmallRng};
+
+use crate::{
+    codec::{
+        DecodeError,
+        datagram::{self, Body, Header},
+        members::Membership as Packet,
+        records::Delta,
+    },
+    config::{Limits, Timing},
+    identity::Identity,
+    membership::{Due, Effect, Membership, Refused, transmissions},
+    queue::Queue,
+    stats::Stats,
+    table::{
+        Keep, Table,
+        log::{Applied, LEFT},
+    },
+    view::{Member, MemberState, View},
+};
+use pull::Pulls;
+use rival::Rivalry;
+use timers::Timers;
+
+/// What a core is told at its start.
+#[derive(Debug, Clone)]
+pub(crate) struct Settings {
+    pub(crate) me: Identity,
+    pub(crate) name: String,
+    pub(crate) seeds: Vec<SocketAddr>,
+    pub(crate) limits: Limits,
+    pub(crate) timing: Timing,
+    /// The wall clock at moment zero, only for display.
+    pub(crate) epoch: SystemTime,
+    pub(crate) seed: u64,
+}
+
+/// A TCP stream, named by whoever has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum StreamId {
+    /// Opened by this core.
+    Out(u64),
+    /// Accepted by the driver.
+    In(u64),
+}
+
+/// What happens to a core. Everything in here is authenticated already.
+#[derive(Debug)]
+pub(crate) enum Input {
+    Datagram { sender: NodeId, bytes: Bytes },
+    Message { stream: StreamId, bytes: Bytes },
+    Closed { stream: StreamId },
+    Records(BTreeMap<Bytes, Bytes>),
+    Join(Vec<SocketAddr>),
+    Leave,
+    Tick,
+}
+
+/// What a core wants done, in order.
+#[derive(Debug)]
+pub(crate) enum Output {
+    Datagram {
+        to: SocketAddr,
+        bytes: Bytes,
+    },
+    Open {
+        stream: u64,
+        to: SocketAddr,
+        bytes: Bytes,
+    },
+    Send {
+        stream: StreamId,
+        bytes: Bytes,
+    },
+    Close {
+        stream: StreamId,
+    },
+    /// To be on disk before anything that follows leaves.
+    Boot(u64),
+    /// This node's name is alive elsewhere; it must not go on.
+    NameTaken {
+        theirs: SocketAddr,
+    },
+    /// The others are told; nothing follows.
+    Left,
+}
+
+/// What a core does later.
+#[derive(Debug)]
+enum Timer {
+    Membership(Due),
+    Repeat { to: SocketAddr, message: Bytes },
+    Gossip,
+    Expire,
+    Join,
+    Pull(NodeId),
+    PullRandom,
+    Leave,
+}
+
+pub(crate) struct Core {
+    name: String,
+    timing: Timing,
+    epoch: SystemTime,
+    rng: SmallRng,
+    membership: Membership,
+    table: Table,
+    queue: Queue,
+    timers: Timers<Timer>,
+    pulls: Pulls,
+    rivalry: Rivalry,
+    seeds: BTreeSet<SocketAddr>,
+    synced: bool,
+    /// Set while this node goes, and after.
+    leaving: bool,
+    /// Both hashes, and since when they are these.
+    hashes: (u64, u64),
+    hashes_since: Duration,
+    outputs: Vec<Output>,
+    /// Answers to a message that came by stream, which go back the same way.
+    captured: Option<(NodeId, Vec<Bytes>)>,
+    stats: Stats,
+    dirty: bool,
+}
+
+/// How late a timer may be before the process counts as stalled.
+const STALL: Duration = Duration::from_millis(250);
+
+impl Core {
+    pub(crate) fn new(settings: Settings) -> Self {
+        let Settings {
+            me,
+            name,
+            seeds,
+            limits,
+            timing,
+            epoch,
+            seed,
+        } = settings;
+        let mut rng = SmallRng::seed_from_u64(seed);
+        let foca_rng = SmallRng::seed_from_u64(rng.random());
+        let keep = Keep {
+            gone: timing.keep,
+            previous: timing.hold_previous,
+        };
+        let seeds: BTreeSet<_> = seeds.into_iter().filter(|seed| *seed != me.addr).collect();
+        let mut core = Self {
+            membership: Membership::new(me, timing.clone(), limits, foca_rng),
+            table: Table::new(me.node, me.boot, limits, keep),
+            queue: Queue::default(),
+            timers: Timers::default(),
+            pulls: Pulls::default(),
+            rivalry: Rivalry::default(),
+            synced: seeds.is_empty(),
+            seeds,
+            leaving: false,
+            hashes: (0, 0),
+            hashes_since: Duration::ZERO,
+            outputs: Vec::new(),
+            captured: None,
+            stats: Stats::default(),
+            dirty: true,
+            name,
+            timing,
+            epoch,
+            rng,
+        };
+        core.timers.set(Duration::ZERO, 9, Timer::Join);
+        core.timers.set(core.timing.gossip, 9, Timer::Gossip);
+        core.timers.set(EXPIRE, 9, Timer::Expire);
+        let first = core.jitter(core.timing.pull_random);
+        core.timers.set(first, 9, Timer::PullRandom);
+        core
+    }
+
+    /// One step. The moments of the steps must not go back.
+    pub(crate) fn step(&mut self, now: Duration, input: Input) -> Vec<Output> {
+        match input {
+            Input::Datagram { sender, bytes } => self.datagram(sender, bytes, now),
+            Input::Message { stream, bytes } => self.message(stream, bytes, now),
+            Input::Closed { stream } => self.closed(stream, now),
+            Input::Records(records) => self.records(records, now),
+            Input::Join(seeds) => {
+                let me = self.membership.me().addr;
+                self.seeds
+                    .extend(seeds.into_iter().filter(|seed| *seed != me));
+                self.join_at(now);
+            }
+            Input::Leave => self.leave(now),
+            Input::Tick => self.fire(now),
+        }
+        self.settle(now);
+        std::mem::take(&mut self.outputs)
+    }
+
+    /// When the next [`Input::Tick`] is due.
+    pub(crate) fn deadline(&self) -> Option<Duration> {
+        self.timers.first()
+    }
+
+    /// The identity as it is now.
+    pub(crate) fn me(&self) -> Identity {
+        self.membership.me()
+    }
+
+    /// Whether what readers see changed since the last [`Core::view`].
+    pub(crate) fn has_news(&self) -> bool {
+        self.dirty
+    }
+
+    /// What readers see, if it changed since the last call.
+    pub(crate) fn view(&mut self) -> Option<View> {
+        if !std::mem::take(&mut self.dirty) {
+            return None;
+        }
+        let me = self.membership.me().node;
+        let members = self
+            .membership
+            .known()
+            .iter()
+            .map(|(node, known)| {
+                let name = if *node == me {
+                    self.name.clone()
+                } else {
+                    self.table.name(*node).map_or_else(
+                        || node.to_string(),
+                        |name| String::from_utf8_lossy(name).into_owned(),
+                    )
+                };
+                let member = Member {
+                    name,
+                    addr: known.identity.addr,
+                    boot: known.identity.boot,
+                    state: known.state,
+                    since: self.epoch + known.since,
+                };
+                (*node, member)
+            })
+            .collect();
+        Some(View {
+            me,
+            members,
+            owners: self.table.owners(),
+            synced: self.synced,
+            table_hash: self.hashes.0,
+            membership_hash: self.hashes.1,
+        })
+    }
+
+    /// The counters, with the sizes as they are now.
+    pub(crate) fn stats(&self) -> Stats {
+        let mut stats = self.stats;
+        for known in self.membership.known().values() {
+            match known.state {
+                MemberState::Alive => stats.members_alive += 1,
+                MemberState::Suspect => stats.members_suspect += 1,
+                MemberState::Down => stats.members_down += 1,
+                MemberState::Left => stats.members_left += 1,
+            }
+        }
+        (stats.owners, stats.records, stats.record_bytes) = self.table.size();
+        stats.queue = self.queue.len();
+        stats.queue_overflows = self.queue.overflows();
+        stats.health = self.membership.health();
+        stats.refutations = self.membership.refutations();
+        stats.protocol_errors = self.membership.protocol_errors;
+        stats
+    }
+
+    fn datagram(&mut self, sender: NodeId, bytes: Bytes, now: Duration) {
+        if self.leaving {
+            return;
+        }
+        let (header, body) = match datagram::decode(bytes) {
+            Ok(decoded) => decoded,
+            Err(DecodeError::Unknown {
+                what: "datagram", ..
+            }) => {
+                self.stats.drops.version += 1;
+                return;
+            }
+            Err(_) => {
+                self.stats.drops.malformed += 1;
+                return;
+            }
+        };
+        match body {
+            Body::Notice(known) => self.notice(sender, known, now),
+            _ if sender == self.membership.me().node => self.stats.drops.misdirected += 1,
+            Body::Membership(packet) => {
+                self.membership_packet(sender, packet, now);
+                self.compare(sender, header, now);
+            }
+            Body::Deltas(deltas) => {
+                if let Some(known) = self.membership.known().get(&sender)
+                    && known.identity.boot > header.boot
+                {
+                    self.stats.drops.stale += 1;
+                    return;
+                }
+                for delta in deltas {
+                    self.delta(delta, now);
+                }
+                self.compare(sender, header, now);
+            }
+        }
+    }
+
+    fn membership_packet(&mut self, sender: NodeId, packet: Packet, now: Duration) {
+        let src = packet.header.src;
+        match self.membership.receive(sender, packet, now) {
+            Ok(()) | Err(Refused::Protocol) => {}
+            Err(Refused::Misdirected) => self.stats.drops.misdirected += 1,
+            Err(Refused::Limit) => self.stats.drops.limit += 1,
+            Err(Refused::Superseded(known)) => {
+                self.stats.drops.stale += 1;
+                self.send(src.addr, datagram::notice(self.header(now), &known));
+            }
+        }
+    }
+
+    fn delta(&mut self, delta: Delta, now: Duration) {
+        let (owner, boot) = (delta.owner, delta.boot);
+        let key = delta.change.key.clone();
+        if owner == self.membership.me().node {
+            self.surpassed(boot, now);
+            return;
+        }
+        match self.table.apply(delta, now) {
+            Applied::Stale => {}
+            Applied::Full => self.full(owner),
+            Applied::Fresh => {
+                if key == LEFT {
+                    self.membership.departed(owner, boot, now);
+                }
+                self.queue.push(owner, key, self.times(), false);
+            }
+        }
+    }
+
+    fn full(&mut self, owner: NodeId) {
+        if self.stats.drops.limit == 0 {
+            tracing::warn!(%owner, "more members, owners or records than the limits allow; the rest is dropped and counted");
+        }
+        self.stats.drops.limit += 1;
+    }
+
+    /// Hashes that differ while nothing is on its way mean that something was missed.
+    fn compare(&mut self, sender: NodeId, header: Header, now: Duration) {
+        if (header.table, header.members) == self.hashes {
+            return;
+        }
+        let quiet = self.timing.quiet;
+        let ours = now.saturating_sub(self.hashes_since);
+        if Duration::from_millis(u64::from(header.quiet)) > quiet && ours > quiet {
+            self.stats.hash_mismatches += 1;
+            self.want_pull(sender, now);
+        } else if self.queue.is_overfull() {
+            self.want_pull(sender, now);
+        }
+    }
+
+    fn records(&mut self, records: BTreeMap<Bytes, Bytes>, now: Duration) {
+        if self.leaving {
+            return;
+        }
+        let me = self.membership.me().node;
+        let changed = self.table.set_own(&self.name, records, now);
+        if !changed.is_empty() {
+            let times = self.times();
+            for key in changed {
+                self.queue.push(me, key, times, true);
+            }
+            self.refresh_hashes(now);
+            self.flush(self.timing.fanout, now);
+        }
+    }
+
+    fn leave(&mut self, now: Duration) {
+        if std::mem::replace(&mut self.leaving, true) {
+            return;
+        }
+        self.table.leave();
+        self.refresh_hashes(now);
+        self.tell_leave(now);
+        self.timers.set(now + LEAVE_AGAIN, 9, Timer::Leave);
+    }
+
+    fn tell_leave(&mut self, now: Duration) {
+        let me = self.membership.me();
+        let Some((boot, change)) = self.table.latest(me.node, &LEFT) else {
+            return;
+        };
+        let changes = [change];
+        for peer in self.choose(TELL_LEAVE) {
+            let groups = [(me.node, boot, &changes[..])];
+            self.send(peer.addr, datagram::deltas(self.header(now), groups));
+        }
+    }
+
+    fn fire(&mut self, now: Duration) {
+        if let Some(first) = self.timers.first()
+            && now.saturating_sub(first) > STALL
+        {
+            // This process stood still, the others did not: whoever seems silent may have spoken.
+            // Everything that was to happen meanwhile happens from now on, in order.
+            self.membership.stalled();
+            self.timers.shift(now.saturating_sub(first));
+        }
+        while let Some(timer) = self.timers.pop(now) {
+            self.fire_one(timer, now);
+            self.settle(now);
+        }
+    }
+
+    fn fire_one(&mut self, timer: Timer, now: Duration) {
+        match timer {
+            Timer::Leave => {
+                self.tell_leave(now);
+                self.membership.leave(now);
+                self.settle(now);
+                self.outputs.push(Output::Left);
+            }
+            _ if self.leaving => {}
+            Timer::Membership(due) => self.membership.fire(due, now),
+            Timer::Repeat { to, message } => {
+                self.send(to, datagram::membership(self.header(now), &message));
+            }
+            Timer::Gossip => {
+                let tenth = self.timing.gossip / 10;
+                let next = tenth * self.rng.random_range(8..=12);
+                self.timers.set(now + next, 9, Timer::Gossip);
+                self.dirty |= self.membership.refresh(now);
+                self.flush(self.timing.fanout, now);
+            }
+            Timer::Expire => {
+                self.timers.set(now + EXPIRE, 9, Timer::Expire);
+                self.table.expire(now);
+            }
+            Timer::Join => self.join(now),
+            Timer::Pull(peer) => self.begin_pull(peer, false, now),
+            Timer::PullRandom => {
+                let next = self.jitter(self.timing.pull_random) + self.timing.pull_random / 2;
+                self.timers.set(now + next, 9, Timer::PullRandom);
+                self.pull_random(now);
+            }
+        }
+    }
+
+    /// Sends what waits to `count` random members.
+    fn flush(&mut self, count: usize, now: Duration) {
+        if !self.synced || self.queue.len() == 0 {
+            return;
+        }
+        for peer in self.choose(count) {
+            let groups = self.queue.fill(&self.table);
+            if groups.is_empty() {
+                break;
+            }
+            let groups = groups
+                .iter()
+                .map(|((owner, boot), changes)| (*owner, *boot, changes.as_slice()));
+            let bytes = datagram::deltas(self.header(now), groups);
+            self.send(peer.addr, bytes);
+        }
+    }
+
+    /// Does what membership wants done, and what follows from it, until nothing does.
+    fn settle(&mut self, now: Duration) {
+        loop {
+            let effects = self.membership.take_effects();
+            if effects.is_empty() {
+                break;
+            }
+            for effect in effects {
+                self.effect(effect, now);
+            }
+        }
+        self.refresh_hashes(now);
+    }
+
+    fn effect(&mut self, effect: Effect, now: Duration) {
+        match effect {
+            Effect::Send { to, message } => {
+                let bytes = datagram::membership(self.header(now), &message);
+                match &mut self.captured {
+                    Some((node, messages)) if *node == to.node => messages.push(bytes),
+                    _ => self.send(to.addr, bytes),
+                }
+            }
+            Effect::Repeat { to, message, after } => {
+                let timer = Timer::Repeat {
+                    to: to.addr,
+                    message,
+                };
+                self.timers.set(now + after, 9, timer);
+            }
+            Effect::Stream { to, message } => self.ping_by_stream(to, &message, now),
+            Effect::Timer { timer, after } => {
+                let rank = timer.rank();
+                self.timers.set(now + after, rank, Timer::Membership(timer));
+            }
+            Effect::Up(id) => {
+                self.dirty = true;
+                self.stats.joins += 1;
+                self.table.show(id.node);
+                if self
+                    .table
+                    .life(id.node)
+                    .is_none_or(|life| life.0 == id.boot)
+                {
+                    // New, or back from a partition: it has news, and so have we.
+                    let soon = self.jitter(Duration::from_millis(200));
+                    self.timers.set(now + soon, 9, Timer::Pull(id.node));
+                }
+            }
+            Effect::Down(id) => {
+                self.dirty = true;
+                self.stats.downs += 1;
+                self.table.hide(id.node, now);
+            }
+            Effect::Renewed => self.dirty = true,
+            Effect::Rival(id) => self.rival(id, now),
+        }
+    }
+
+    fn refresh_hashes(&mut self, now: Duration) {
+        self.dirty |= self.table.take_changed();
+        let hashes = (self.table.hash(), self.membership.hash());
+        if hashes != self.hashes {
+            self.hashes = hashes;
+            self.hashes_since = now;
+            self.dirty = true;
+        }
+    }
+
+    fn header(&self, now: Duration) -> Header {
+        let quiet = now.saturating_sub(self.hashes_since).as_millis();
+        Header {
+            boot: self.membership.me().boot,
+            table: self.hashes.0,
+            members: self.hashes.1,
+            quiet: u16::try_from(quiet).unwrap_or(u16::MAX),
+        }
+    }
+
+    fn send(&mut self, to: SocketAddr, bytes: Bytes) {
+        self.outputs.push(Output::Datagram { to, bytes });
+    }
+
+    /// Up to `count` different random members.
+    fn choose(&mut self, count: usize) -> Vec<Identity> {
+        let peers = self.membership.peers();
+        if peers.len() <= count {
+            return peers.to_vec();
+        }
+        let mut chosen: Vec<usize> = Vec::with_capacity(count);
+        while chosen.len() < count {
+            let index = self.rng.random_range(0..peers.len());
+            if !chosen.contains(&index) {
+                chosen.push(index);
+            }
+        }
+        chosen
+            .iter()
+            .filter_map(|index| peers.get(*index).copied())
+            .collect()
+    }
+
+    fn times(&self) -> u32 {
+        transmissions(self.membership.peers().len() + 1)
+    }
+
+    /// Some time in `0..most`.
+    fn jitter(&mut self, most: Duration) -> Duration {
+        most.mul_f64(self.rng.random())
+    }
+}
+
+/// Between two looks at what may be forgotten.
+const EXPIRE: Duration = Duration::from_secs(1);
+/// A node that leaves says so twice, this far apart.
+const LEAVE_AGAIN: Duration = Duration::from_millis(100);
+/// How many members a node that leaves tells; they tell the rest.
+const TELL_LEAVE: usize = 16;
