@@ -1,0 +1,55 @@
+//! What can be set.
+
+use std::{io, time::Duration};
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+/// The limits and times of a relay.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RelayConfig {
+    /// TCP connections of clients at a time; further ones are refused by RST and counted as `limit`. Each
+    /// takes two file descriptors.
+    pub tcp_connections: usize,
+    /// UDP flows at a time; datagrams that would begin a further one are dropped and counted as `limit`.
+    /// Each takes one file descriptor, of a virtual address two.
+    pub udp_flows: usize,
+    /// How long a backend has to answer a connect. It is longer than the second in which the kernel
+    /// repeats a lost SYN.
+    pub connect_timeout: Duration,
+    /// After how long without an answer from the first backend the second one is asked too, while the
+    /// first can still win.
+    pub patience: Duration,
+    /// Pipes of 1 MiB for splice(2), one per direction of a flow in bulk transfer; further flows are
+    /// copied through buffers.
+    pub pipes: usize,
+}
+
+impl Default for RelayConfig {
+    fn default() -> Self {
+        Self {
+            tcp_connections: 100_000,
+            udp_flows: 65_536,
+            connect_timeout: Duration::from_millis(1250),
+            patience: Duration::from_millis(250),
+            pipes: 256,
+        }
+    }
+}
+
+/// Raises this process's limit of open files to the most that is allowed, and returns it. Whoever starts
+/// the process calls this once, before it serves.
+///
+/// # Errors
+/// The kernel refused; the limit is as it was.
+pub fn raise_open_files() -> io::Result<u64> {
+    let limit = getrlimit(Resource::Nofile);
+    let maximum = limit.maximum;
+    setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: maximum,
+            maximum,
+        },
+    )?;
+    Ok(maximum.unwrap_or(u64::MAX))
+}

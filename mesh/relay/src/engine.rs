@@ -1,0 +1,55 @@
+//! What all frontends of a relay share.
+
+use std::sync::{Arc, atomic::AtomicUsize};
+
+use tokio::{runtime::Handle, sync::Semaphore, time::Instant};
+
+use crate::{
+    RelayConfig,
+    flows::Flows,
+    passed_over::PassedOver,
+    pool::{Buffers, Pipes},
+};
+
+#[derive(Debug)]
+pub(crate) struct Engine {
+    pub(crate) config: RelayConfig,
+    pub(crate) runtime: Handle,
+    pub(crate) passed_over: PassedOver,
+    pub(crate) flows: Arc<Flows>,
+    pub(crate) buffers: Buffers,
+    pub(crate) pipes: Pipes,
+    /// A permit per TCP connection.
+    pub(crate) connections: Arc<Semaphore>,
+    /// Whose turn it is among the source addresses.
+    pub(crate) next_source: AtomicUsize,
+    start: Instant,
+}
+
+impl Engine {
+    pub(crate) fn new(config: RelayConfig, runtime: Handle) -> Self {
+        Self {
+            connections: Arc::new(Semaphore::new(
+                config.tcp_connections.min(Semaphore::MAX_PERMITS),
+            )),
+            pipes: Pipes::new(config.pipes),
+            config,
+            runtime,
+            passed_over: PassedOver::default(),
+            flows: Arc::default(),
+            buffers: Buffers::default(),
+            next_source: AtomicUsize::new(0),
+            start: Instant::now(),
+        }
+    }
+
+    /// Milliseconds since the relay began, for marks of activity that fit into an atomic.
+    pub(crate) fn now_ms(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// The instant of such a mark.
+    pub(crate) fn at_ms(&self, ms: u64) -> Instant {
+        self.start + std::time::Duration::from_millis(ms)
+    }
+}

@@ -1,0 +1,221 @@
+//! The plane itself: what it was told, made true.
+
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
+
+use portolan_model::Protocol;
+use portolan_plane::{
+    Actual, DataPlane, Failure, FlowView, Frontend, FrontendSpec, FrontendStats, Op, OpError, Plan,
+    PlaneKind, PlaneStats, Unavailable,
+};
+use socket2::Socket;
+use tokio::{net::TcpListener, runtime::Handle, time::timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::{RelayConfig, engine::Engine, flows::Flows, listener, served::Served, tcp};
+
+/// How long a removal waits for the tasks of a frontend, which have nothing left to do but end.
+const END_WAIT: Duration = Duration::from_secs(1);
+
+type Table = BTreeMap<Frontend, Arc<Served>>;
+
+/// The userspace plane.
+///
+/// Its methods are for a plain thread: they open sockets in the network namespace of that thread, and they
+/// wait for tasks of the runtime, so they panic when called from one of these. Dropping it ends everything.
+#[derive(Debug)]
+pub struct Relay {
+    engine: Arc<Engine>,
+    table: Arc<RwLock<Table>>,
+    ended: CancellationToken,
+}
+
+/// The counters and flows of a relay, for any thread or task, while the relay itself belongs to its
+/// reconciler.
+#[derive(Debug, Clone)]
+pub struct RelayView {
+    flows: Arc<Flows>,
+    table: Arc<RwLock<Table>>,
+}
+
+impl Relay {
+    /// A relay that serves nothing yet. Its tasks run on `runtime`, whose threads connect to the backends,
+    /// and so have to be in the network namespace of the node too.
+    pub fn new(config: RelayConfig, runtime: Handle) -> Self {
+        Self {
+            engine: Arc::new(Engine::new(config, runtime)),
+            table: Arc::default(),
+            ended: CancellationToken::new(),
+        }
+    }
+
+    /// Where its counters and flows can be read.
+    pub fn view(&self) -> RelayView {
+        RelayView {
+            flows: Arc::clone(&self.engine.flows),
+            table: Arc::clone(&self.table),
+        }
+    }
+
+    /// Takes no new flows from now on, lets those that are open run for `grace`, and then ends them.
+    /// Afterwards the relay is not used again.
+    pub fn shutdown(&self, grace: Duration) {
+        let frontends: Vec<_> = read(&self.table).values().cloned().collect();
+        for served in &frontends {
+            served.closing.cancel();
+            served.tasks.close();
+        }
+        let all = async {
+            for served in &frontends {
+                served.tasks.wait().await;
+            }
+        };
+        self.engine.runtime.block_on(async {
+            tokio::pin!(all);
+            if timeout(grace, &mut all).await.is_err() {
+                self.ended.cancel();
+                // Cancelled tasks end at their next step; should one not, the runtime ends it.
+                let _ = timeout(END_WAIT, all).await;
+            }
+        });
+        self.ended.cancel();
+    }
+
+    fn upsert(&self, spec: &Arc<FrontendSpec>) -> Result<(), OpError> {
+        let present = read(&self.table).get(&spec.frontend).cloned();
+        if let Some(served) = present {
+            served.update(spec);
+            return Ok(());
+        }
+        let served = Arc::new(Served::new(spec, &self.ended));
+        for socket in listener::open(&spec.frontend)? {
+            self.listen(&served, socket)?;
+        }
+        write(&self.table).insert(spec.frontend.clone(), served);
+        Ok(())
+    }
+
+    fn listen(&self, served: &Arc<Served>, socket: Socket) -> Result<(), OpError> {
+        let _runtime = self.engine.runtime.enter();
+        let engine = Arc::clone(&self.engine);
+        let closing = served.closing.clone();
+        match served.frontend.protocol {
+            Protocol::Tcp => {
+                let listener =
+                    TcpListener::from_std(socket.into()).map_err(|source| OpError::Kernel {
+                        operation: format!("watch {}", served.frontend),
+                        source,
+                    })?;
+                let whose = Arc::clone(served);
+                let task = tcp::accept(engine, listener, move |_| Some(Arc::clone(&whose)));
+                served.tasks.spawn_on(
+                    async move { closing.run_until_cancelled(task).await },
+                    &self.engine.runtime,
+                );
+            }
+            Protocol::Udp => {}
+        }
+        Ok(())
+    }
+
+    fn remove(&self, frontend: &Frontend) {
+        let removed = write(&self.table).remove(frontend);
+        if let Some(served) = removed {
+            self.end(&served);
+        }
+    }
+
+    /// Ends a frontend's listeners and flows. When this returns its port is free.
+    fn end(&self, served: &Served) {
+        served.ended.cancel();
+        served.tasks.close();
+        let ended = self
+            .engine
+            .runtime
+            .block_on(async { timeout(END_WAIT, served.tasks.wait()).await });
+        if ended.is_err() {
+            tracing::warn!(frontend = %served.frontend, "tasks of a removed frontend are slow to end");
+        }
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.ended.cancel();
+    }
+}
+
+impl DataPlane for Relay {
+    fn kind(&self) -> PlaneKind {
+        PlaneKind::Relay
+    }
+
+    fn probe(&self) -> Result<(), Unavailable> {
+        Ok(())
+    }
+
+    fn dump(&self) -> Result<Actual, OpError> {
+        Ok(read(&self.table)
+            .iter()
+            .map(|(frontend, served)| (frontend.clone(), Arc::clone(&served.route().spec)))
+            .collect())
+    }
+
+    fn apply(&mut self, plan: &Plan) -> Vec<Failure> {
+        let mut failures = Vec::new();
+        for op in &plan.ops {
+            match op {
+                Op::Upsert(spec) => {
+                    if let Err(error) = self.upsert(spec) {
+                        failures.push(Failure {
+                            frontend: spec.frontend.clone(),
+                            error,
+                        });
+                    }
+                }
+                Op::Remove(frontend) => self.remove(frontend),
+            }
+        }
+        let routes: Vec<_> = read(&self.table).values().map(|s| s.route()).collect();
+        let known = |ip: IpAddr| {
+            let mut backends = routes.iter().flat_map(|route| &route.spec.backends);
+            backends.any(|backend| backend.ip == ip)
+        };
+        self.engine.passed_over.retain(known);
+        failures
+    }
+
+    fn stats(&self) -> PlaneStats {
+        self.view().stats()
+    }
+
+    fn flows(&self, limit: usize) -> Vec<FlowView> {
+        self.view().flows(limit)
+    }
+}
+
+impl RelayView {
+    /// All counters.
+    pub fn stats(&self) -> PlaneStats {
+        let frontends: Vec<FrontendStats> = read(&self.table).values().map(|s| s.stats()).collect();
+        PlaneStats { frontends }
+    }
+
+    /// At most `limit` of the open flows.
+    pub fn flows(&self, limit: usize) -> Vec<FlowView> {
+        self.flows.views(limit)
+    }
+}
+
+/// No code panics while it holds the table.
+fn read(table: &RwLock<Table>) -> std::sync::RwLockReadGuard<'_, Table> {
+    table.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn write(table: &RwLock<Table>) -> std::sync::RwLockWriteGuard<'_, Table> {
+    table.write().unwrap_or_else(PoisonError::into_inner)
+}

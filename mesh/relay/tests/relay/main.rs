@@ -1,0 +1,5 @@
+//! The relay with real sockets.
+
+mod balancing;
+mod contract;
+mod support;
