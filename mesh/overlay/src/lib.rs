@@ -1,1 +1,300 @@
-//! VXLAN links, bridges, routes and neighbours; attaching a network namespace
+//! The overlay of one node: what it programs in its kernel so that tasks on different nodes reach one
+//! another.
+//!
+//! Each network that the node is on has a bridge, of which the local tasks' veth pairs are ports, and a
+//! VXLAN link. The two are not bridged but *routed*: a remote node's slice of the subnet is one route,
+//! which carries the tunnel's other end (its underlay address and the VNI), and one neighbour, its
+//! gateway. There is no FDB, no flooding and no ARP between nodes. Networks are kept apart by a routing
+//! table for each, which rules choose by the link that a packet came by, and by a packet filter
+//! ([`Counters`]) for the node's own addresses.
+//!
+//! The desired state is a pure function of the snapshot; a pass compares it with what is in the kernel
+//! and changes only what differs. So after a restart an [`Overlay`] adopts what it finds, and packets
+//! flow on.
+//!
+//! An [`Overlay`] belongs to the network namespace of the thread that opened it, and must be used on
+//! that thread: sockets keep their namespace, but `/proc/sys/net` and child processes follow the
+//! thread. It blocks, for milliseconds.
+//!
+//! Not here: choosing VNIs, slices and addresses (`portolan_model::claims`), published ports and VIPs
+//! (the planes), and any word to other nodes.
+
+mod attach;
+mod desired;
+mod error;
+mod guard;
+mod links;
+mod names;
+mod netlink;
+mod netns;
+mod program;
+mod settings;
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use portolan_model::{Snapshot, TaskId};
+
+pub use crate::{
+    attach::{AttachEndpoint, Attachment},
+    error::{Failure, OverlayError},
+    netlink::NetlinkError,
+    netns::NetnsRef,
+};
+use crate::{
+    desired::Desired,
+    error::Doing,
+    guard::{Guard, Rules},
+    netlink::{Kind, Link, Netlink},
+    program::Settings,
+};
+
+/// The UDP port of VXLAN (RFC 7348).
+pub const DEFAULT_PORT: u16 = 4789;
+
+/// What an [`Overlay`] must be told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// The node's own address, from which its VXLAN packets are sent; the one of its record.
+    pub underlay: IpAddr,
+    /// The UDP port of VXLAN packets, the same on all nodes.
+    pub data_path_port: u16,
+}
+
+/// Packets that the packet filter has dropped since its table was made.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// VXLAN packets from addresses that are no members'.
+    pub non_member_packets: u64,
+    /// Packets to an address of a network from a link that is not the network's.
+    pub misdirected_packets: u64,
+    /// Packets on a network from an address that is not the network's.
+    pub forged_source_packets: u64,
+}
+
+/// The overlay of this node.
+#[derive(Debug)]
+pub struct Overlay {
+    config: Config,
+    netlink: Netlink,
+    guard: Guard,
+    mtu: u32,
+    problems: Vec<String>,
+    /// How many links each task has; one with fewer has lost its namespace.
+    attached: BTreeMap<TaskId, usize>,
+}
+
+impl Overlay {
+    /// Opens the overlay of the calling thread's network namespace. Attachments of an earlier run are
+    /// found; nothing is changed.
+    ///
+    /// # Errors
+    /// Without the privilege, or when the kernel's links cannot be listed.
+    pub fn open(config: Config) -> Result<Self, OverlayError> {
+        let mut overlay = Self {
+            netlink: Netlink::open().map_err(OverlayError::Open)?,
+            guard: Guard::default(),
+            mtu: FALLBACK_MTU,
+            problems: Vec::new(),
+            attached: BTreeMap::new(),
+            config,
+        };
+        let links = overlay.links()?;
+        overlay.look_at(&links);
+        overlay.attached = count(&links);
+        Ok(overlay)
+    }
+
+    /// Brings the kernel to what the snapshot asks for. Until the snapshot is synced nothing is removed.
+    ///
+    /// Each failure names its network and operation; everything else was done. The same call again
+    /// tries again what failed.
+    pub fn reconcile(&mut self, snapshot: &Snapshot) -> Vec<Failure> {
+        match self.links() {
+            Ok(links) => self.look_at(&links),
+            Err(error) => {
+                return vec![Failure {
+                    object: "links".into(),
+                    error,
+                }];
+            }
+        }
+        let desired = Desired::new(snapshot);
+        let settings = self.settings();
+        // The filter comes first, so that no network is open for a moment.
+        let rules = Rules {
+            port: self.config.data_path_port,
+            members: desired
+                .members
+                .iter()
+                .copied()
+                .chain([self.config.underlay])
+                .collect(),
+            networks: desired
+                .networks
+                .iter()
+                .map(|(vni, n)| (*vni, n.subnet))
+                .collect(),
+        };
+        let guarded = self.guard.apply(rules, snapshot.synced);
+        let mut failures: Vec<_> = guarded
+            .err()
+            .map(|error| Failure {
+                object: "packet filter".into(),
+                error,
+            })
+            .into_iter()
+            .collect();
+        failures.extend(program::upsert(&mut self.netlink, settings, &desired));
+        if snapshot.synced {
+            failures.extend(program::remove(&mut self.netlink, settings, &desired));
+        }
+        failures
+    }
+
+    /// Puts a network namespace on its networks. Called again it mends what is not as it should be.
+    ///
+    /// # Errors
+    /// Nothing that this call made stays.
+    pub fn attach(&mut self, request: &Attachment) -> Result<(), OverlayError> {
+        attach::attach(&mut self.netlink, self.mtu, request)?;
+        self.attached
+            .insert(request.id.clone(), request.endpoints.len());
+        Ok(())
+    }
+
+    /// Takes a task's namespace off all its networks. One that is not attached is fine.
+    ///
+    /// # Errors
+    /// The first link that could not be removed; the others are.
+    pub fn detach(&mut self, id: &TaskId) -> Result<(), OverlayError> {
+        attach::detach(&mut self.netlink, id)?;
+        self.attached.remove(id);
+        Ok(())
+    }
+
+    /// The attachments of which a link has gone, and with it most likely the namespace. They are told
+    /// until they are detached or attached again.
+    pub fn vanished(&mut self) -> Vec<TaskId> {
+        let Ok(links) = self.links() else {
+            return Vec::new();
+        };
+        let present = count(&links);
+        self.attached
+            .iter()
+            .filter(|(id, expected)| present.get(*id).is_none_or(|links| links < *expected))
+            .map(|(id, _)| id.clone())
+            .collect()
+    }
+
+    /// What the packet filter has dropped.
+    pub fn counters(&mut self) -> Counters {
+        self.guard.counters()
+    }
+
+    /// Removes everything of ours from the kernel, attachments included.
+    ///
+    /// # Errors
+    /// All of them; what else could be removed is.
+    pub fn clean(&mut self) -> Result<(), Vec<OverlayError>> {
+        let mut errors = Vec::new();
+        match self.links() {
+            Ok(links) => {
+                for link in links.iter().filter(|link| names::is_host_end(&link.name)) {
+                    let done = program::gone_is_fine(self.netlink.remove_link(link.index));
+                    errors.extend(done.doing("remove", || format!("link {}", link.name)).err());
+                }
+            }
+            Err(error) => errors.push(error),
+        }
+        self.attached.clear();
+        let settings = self.settings();
+        let failures = program::remove(&mut self.netlink, settings, &Desired::default());
+        errors.extend(failures.into_iter().map(|failure| failure.error));
+        errors.extend(self.guard.remove().err());
+        if errors.is_empty() {
+            Ok(())
+        } else {
+            Err(errors)
+        }
+    }
+
+    /// The largest packet that fits the overlay's links, in bytes.
+    pub fn mtu(&self) -> u32 {
+        self.mtu
+    }
+
+    /// What keeps the overlay from working as it should, worded for the user.
+    pub fn problems(&self) -> Vec<String> {
+        let guard = self.guard.problem();
+        self.problems.iter().cloned().chain(guard).collect()
+    }
+
+    fn settings(&self) -> Settings {
+        Settings {
+            underlay: self.config.underlay,
+            port: self.config.data_path_port,
+            mtu: self.mtu,
+        }
+    }
+
+    fn links(&mut self) -> Result<Vec<Link>, OverlayError> {
+        self.netlink.links().doing("list", || "links".into())
+    }
+
+    /// Takes the MTU from the underlay's link, and notes what is wrong around the overlay.
+    fn look_at(&mut self, links: &[Link]) {
+        self.problems.clear();
+        let underlay = self.config.underlay;
+        let addresses = self.netlink.addresses().unwrap_or_default();
+        let link = addresses
+            .iter()
+            .find(|address| address.ip == underlay)
+            .and_then(|address| links.iter().find(|link| link.index == address.link));
+        let overhead = if underlay.is_ipv4() { 50 } else { 70 };
+        if let Some(link) = link {
+            self.mtu = link.mtu.clamp(MIN_MTU + overhead, MAX_MTU + overhead) - overhead;
+            if link.mtu < MIN_MTU + overhead {
+                self.problems.push(format!(
+                    "link {} has an MTU of {}: VXLAN packets need at least {}, larger ones are cut \
+                         into fragments",
+                    link.name,
+                    link.mtu,
+                    MIN_MTU + overhead
+                ));
+            }
+        } else {
+            self.mtu = FALLBACK_MTU;
+            self.problems.push(format!(
+                "no link has the advertised address {underlay}: VXLAN packets from it cannot be \
+                     sent, and the MTU of the overlay is a guess"
+            ));
+        }
+        let port = self.config.data_path_port;
+        for link in links {
+            if matches!(link.kind, Kind::Vxlan { port: theirs, filtered: false } if theirs == port)
+            {
+                self.problems.push(format!(
+                    "UDP port {port} is used by VXLAN link {}: give the mesh another port with \
+                     --data-path-port, the same on all nodes",
+                    link.name
+                ));
+            }
+        }
+    }
+}
+
+/// What fits where nothing is known of the underlay: an Ethernet of 1500 bytes less the longer overhead.
+const FALLBACK_MTU: u32 = 1430;
+/// The least that IPv4 hosts must take is less, but few programs are tried with it (RFC 1122, 3.3.3).
+const MIN_MTU: u32 = 576;
+/// The length of an IP packet is a number of 16 bits.
+const MAX_MTU: u32 = 65_535 - 70;
+
+/// How many links each task has.
+fn count(links: &[Link]) -> BTreeMap<TaskId, usize> {
+    let mut tasks = BTreeMap::new();
+    for task in links.iter().filter_map(attach::owner) {
+        *tasks.entry(task).or_insert(0) += 1;
+    }
+    tasks
+}

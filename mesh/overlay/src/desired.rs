@@ -1,0 +1,156 @@
+//! What should be in the kernel: a pure function of the snapshot.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr},
+};
+
+use ipnetwork::Ipv4Network;
+use portolan_model::{
+    EndpointMode, INGRESS_NETWORK, MacAddress, NetworkName, NetworkView, NodeId, Snapshot, claims,
+};
+
+/// Everything that the overlay of one node consists of.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Desired {
+    /// The networks that this node is on, by VNI.
+    pub(crate) networks: BTreeMap<u32, DesiredNetwork>,
+    /// The underlay addresses of the other members.
+    pub(crate) members: BTreeSet<IpAddr>,
+}
+
+/// One network on this node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct DesiredNetwork {
+    pub(crate) name: NetworkName,
+    pub(crate) subnet: Ipv4Network,
+    /// This node's address on it; the MAC addresses of its links are made of it.
+    pub(crate) gateway: Ipv4Addr,
+    /// The node's further addresses on it: VIPs, and on ingress those that it connects from.
+    pub(crate) extra: BTreeSet<Ipv4Addr>,
+    /// The gateways of other nodes.
+    pub(crate) neighbours: BTreeMap<Ipv4Addr, MacAddress>,
+    /// Where the subnet's parts are. What is in none of them is unreachable.
+    pub(crate) places: BTreeMap<Ipv4Network, Place>,
+}
+
+/// Where a part of a subnet is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// On this node's bridge.
+    Here,
+    /// On another node.
+    There {
+        /// That node's gateway on the network.
+        gateway: Ipv4Addr,
+        /// Its underlay address.
+        underlay: IpAddr,
+    },
+}
+
+impl Desired {
+    pub(crate) fn new(snapshot: &Snapshot) -> Self {
+        let networks = snapshot
+            .own_networks()
+            // One with problems has the VNI or addresses of an older one: on a node there is room for
+            // one of the two.
+            .filter(|(view, _)| view.problems.is_empty())
+            .map(|(view, gateway)| {
+                (
+                    view.network.vni,
+                    DesiredNetwork::new(snapshot, view, gateway),
+                )
+            })
+            .collect();
+        let members = snapshot
+            .nodes
+            .iter()
+            .filter(|(id, _)| **id != snapshot.me)
+            .map(|(_, node)| node.underlay)
+            .collect();
+        Self { networks, members }
+    }
+}
+
+impl DesiredNetwork {
+    fn new(snapshot: &Snapshot, view: &NetworkView, gateway: Ipv4Addr) -> Self {
+        let name = &view.network.name;
+        let mut network = Self {
+            name: name.clone(),
+            subnet: view.network.subnet,
+            gateway,
+            extra: vips(snapshot, name).collect(),
+            neighbours: BTreeMap::new(),
+            places: BTreeMap::new(),
+        };
+        if name.as_str() == INGRESS_NETWORK {
+            let first = view.slices.get(&snapshot.me).and_then(|s| s.first());
+            network
+                .extra
+                .extend(first.into_iter().flat_map(claims::source_addresses));
+        }
+        network.extra.remove(&gateway);
+        for (node, slices) in &view.slices {
+            let Some(place) = place(snapshot, view, node) else {
+                continue;
+            };
+            if let Place::There { gateway, .. } = place {
+                let mac = MacAddress::of_address(gateway);
+                network.neighbours.insert(gateway, mac);
+            }
+            let slices = slices.iter().map(|slice| (slice.prefix, place));
+            network.places.extend(slices);
+        }
+        network
+            .places
+            .extend(strays(snapshot, view).map(|(ip, place)| (Ipv4Network::from(ip), place)));
+        network
+    }
+
+    /// The MAC address of the node's own links on the network, as the other nodes have it too.
+    pub(crate) fn mac(&self) -> MacAddress {
+        MacAddress::of_address(self.gateway)
+    }
+
+    /// All addresses of the node on the network.
+    pub(crate) fn addresses(&self) -> impl Iterator<Item = Ipv4Addr> {
+        std::iter::once(self.gateway).chain(self.extra.iter().copied())
+    }
+}
+
+/// The virtual addresses of a network's services.
+fn vips(snapshot: &Snapshot, network: &NetworkName) -> impl Iterator<Item = Ipv4Addr> {
+    snapshot
+        .services
+        .values()
+        .map(|view| &view.service)
+        .filter(|service| service.endpoint_mode == EndpointMode::Vip)
+        .flat_map(|service| &service.networks)
+        .filter(move |on| on.name == *network)
+        .filter_map(|on| on.vip)
+}
+
+/// Where a node's part of a network is; `None` while the node or its slice is not known.
+fn place(snapshot: &Snapshot, view: &NetworkView, node: &NodeId) -> Option<Place> {
+    if *node == snapshot.me {
+        return Some(Place::Here);
+    }
+    Some(Place::There {
+        gateway: view.gateway(node)?,
+        underlay: snapshot.underlay(node)?,
+    })
+}
+
+/// Tasks of which the address was given from outside their node's slices, by Docker's IPAM say.
+fn strays(snapshot: &Snapshot, view: &NetworkView) -> impl Iterator<Item = (Ipv4Addr, Place)> {
+    snapshot.tasks.values().filter_map(move |task| {
+        let endpoint = task.endpoint(view.network.name.as_str())?;
+        // Without a MAC address it is a process of the node itself, at an address of the node.
+        endpoint.mac?;
+        let IpAddr::V4(ip) = endpoint.ip else {
+            return None;
+        };
+        let stray = view.network.subnet.contains(ip) && view.slice_owner(ip) != Some(task.node);
+        stray.then_some((ip, place(snapshot, view, &task.node)?))
+    })
+}

@@ -1,0 +1,226 @@
+//! What may come in: a packet filter of one table, `inet portolan_overlay`.
+//!
+//! It is programmed by the `nft` program, one transaction at a time, and only when it changes. What
+//! routing cannot keep apart is kept apart here: a node accepts packets to any address of its own,
+//! whichever link they come by.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+    io::{self, Write as _},
+    net::IpAddr,
+    process::{Command, Stdio},
+};
+
+use ipnetwork::Ipv4Network;
+
+use crate::{Counters, OverlayError, names};
+
+const TABLE: &str = "inet portolan_overlay";
+const NON_MEMBER: &str = "non_member";
+const MISDIRECTED: &str = "misdirected";
+const FORGED_SOURCE: &str = "forged_source";
+
+/// The packet filter, as it was last programmed.
+#[derive(Debug, Default)]
+pub(crate) struct Guard {
+    applied: Option<Rules>,
+    missing: bool,
+}
+
+/// What the filter is made of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Rules {
+    /// The UDP port of VXLAN.
+    pub(crate) port: u16,
+    /// The underlay addresses from which VXLAN packets are accepted.
+    pub(crate) members: BTreeSet<IpAddr>,
+    /// The subnet of each VNI.
+    pub(crate) networks: BTreeMap<u32, Ipv4Network>,
+}
+
+impl Guard {
+    /// Programs the filter. Without `complete` what is in the kernel stays, and is only added to.
+    pub(crate) fn apply(&mut self, rules: Rules, complete: bool) -> Result<(), OverlayError> {
+        if self.applied.as_ref() == Some(&rules) {
+            return Ok(());
+        }
+        match nft(&["-f", "-"], &rules.script(complete)) {
+            Ok(_) => {
+                self.missing = false;
+                self.applied = complete.then_some(rules);
+                Ok(())
+            }
+            Err(Nft::Missing) => {
+                self.missing = true;
+                Ok(())
+            }
+            Err(Nft::Failed(error)) => Err(OverlayError::Filter(error)),
+        }
+    }
+
+    /// Reads the counters. When the table is gone, by a firewall's reload say, it is made anew by the
+    /// next [`Guard::apply`].
+    pub(crate) fn counters(&mut self) -> Counters {
+        let list = ["list", "counters", "table", "inet", "portolan_overlay"];
+        let Ok(text) = nft(&list, "") else {
+            self.applied = None;
+            return Counters::default();
+        };
+        Counters {
+            non_member_packets: packets(&text, NON_MEMBER),
+            misdirected_packets: packets(&text, MISDIRECTED),
+            forged_source_packets: packets(&text, FORGED_SOURCE),
+        }
+    }
+
+    /// Removes the table.
+    pub(crate) fn remove(&mut self) -> Result<(), OverlayError> {
+        self.applied = None;
+        // Adding first makes the removal of one that is not there no error.
+        match nft(
+            &["-f", "-"],
+            &format!("add table {TABLE}\ndelete table {TABLE}\n"),
+        ) {
+            Ok(_) | Err(Nft::Missing) => Ok(()),
+            Err(Nft::Failed(error)) => Err(OverlayError::Filter(error)),
+        }
+    }
+
+    /// Why there is no filter, if there is none.
+    pub(crate) fn problem(&self) -> Option<String> {
+        self.missing.then(|| {
+            "nft is not installed (package nftables): VXLAN packets from addresses that are no members, \
+             and packets from one network to the gateways of another, are not dropped"
+                .to_owned()
+        })
+    }
+}
+
+impl Rules {
+    /// The transaction. Counters keep their values through it.
+    fn script(&self, complete: bool) -> String {
+        // Writing to it does not fail.
+        let mut script = format!(
+            "add table {TABLE}\n\
+             add counter {TABLE} {NON_MEMBER}\n\
+             add counter {TABLE} {MISDIRECTED}\n\
+             add counter {TABLE} {FORGED_SOURCE}\n\
+             add set {TABLE} members4 {{ type ipv4_addr; }}\n\
+             add set {TABLE} members6 {{ type ipv6_addr; }}\n\
+             add chain {TABLE} underlay {{ type filter hook input priority raw; }}\n\
+             add chain {TABLE} networks {{ type filter hook prerouting priority raw; }}\n\
+             add chain {TABLE} redirects {{ type filter hook output priority raw; }}\n\
+             flush chain {TABLE} underlay\n\
+             flush chain {TABLE} redirects\n"
+        );
+        if complete {
+            let _ = writeln!(
+                script,
+                "flush set {TABLE} members4\n\
+                 flush set {TABLE} members6\n\
+                 flush chain {TABLE} networks"
+            );
+        }
+        for member in &self.members {
+            let set = if member.is_ipv4() { 4 } else { 6 };
+            let _ = writeln!(script, "add element {TABLE} members{set} {{ {member} }}");
+        }
+        let port = self.port;
+        for (family, set) in [("ip", 4), ("ip6", 6)] {
+            let _ = writeln!(
+                script,
+                "add rule {TABLE} underlay udp dport {port} {family} saddr != @members{set} \
+                 counter name {NON_MEMBER} drop"
+            );
+        }
+        for (&vni, subnet) in &self.networks {
+            let (bridge, vxlan) = (names::bridge(vni), names::vxlan(vni));
+            let _ = writeln!(
+                script,
+                "add rule {TABLE} networks ip daddr {subnet} iifname != {{ lo, {bridge}, {vxlan} }} \
+                 counter name {MISDIRECTED} drop\n\
+                 add rule {TABLE} networks ip saddr != {subnet} iifname {{ {bridge}, {vxlan} }} \
+                 counter name {FORGED_SOURCE} drop\n\
+                 # Tasks of one bridge reach one another by the gateway, and are to go on doing so.\n\
+                 add rule {TABLE} redirects oifname {bridge} icmp type redirect drop"
+            );
+        }
+        script
+    }
+}
+
+enum Nft {
+    Missing,
+    Failed(String),
+}
+
+fn nft(args: &[&str], input: &str) -> Result<String, Nft> {
+    let run = || -> io::Result<_> {
+        let mut child = Command::new("nft")
+            .args(args)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        if let Some(mut stdin) = child.stdin.take() {
+            stdin.write_all(input.as_bytes())?;
+        }
+        child.wait_with_output()
+    };
+    match run() {
+        Ok(output) if output.status.success() => {
+            Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+        }
+        Ok(output) => {
+            let words = String::from_utf8_lossy(&output.stderr);
+            Err(Nft::Failed(
+                words.lines().next().unwrap_or_default().to_owned(),
+            ))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(Nft::Missing),
+        Err(error) => Err(Nft::Failed(error.to_string())),
+    }
+}
+
+/// The packets of a counter in `nft list counters`: `counter NAME {`, then `packets N bytes M`.
+fn packets(listing: &str, counter: &str) -> u64 {
+    listing
+        .split_once(&format!("counter {counter} {{"))
+        .and_then(|(_, rest)| rest.split_whitespace().nth(1)?.parse().ok())
+        .unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_are_read_from_the_listing() {
+        let listing = "table inet portolan_overlay {\n\tcounter non_member {\n\t\tpackets 7 bytes 700\n\t}\n\
+                       \tcounter misdirected {\n\t\tpackets 0 bytes 0\n\t}\n}\n";
+        assert_eq!(packets(listing, NON_MEMBER), 7);
+        assert_eq!(packets(listing, MISDIRECTED), 0);
+        assert_eq!(packets(listing, FORGED_SOURCE), 0);
+    }
+
+    #[test]
+    fn before_everything_is_known_nothing_is_flushed() {
+        let rules = Rules {
+            port: 4789,
+            members: BTreeSet::from(["10.77.0.12".parse().unwrap(), "fd77::12".parse().unwrap()]),
+            networks: BTreeMap::from([(4096, "10.208.0.0/12".parse().unwrap())]),
+        };
+        assert!(!rules.script(false).contains("flush set"));
+        assert!(
+            !rules
+                .script(false)
+                .contains("flush chain inet portolan_overlay networks")
+        );
+        let whole = rules.script(true);
+        assert!(whole.contains("flush set"));
+        assert!(
+            whole.contains("members4 { 10.77.0.12 }") && whole.contains("members6 { fd77::12 }")
+        );
+    }
+}

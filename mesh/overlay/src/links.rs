@@ -1,0 +1,153 @@
+//! The two links of a network: its bridge and its VXLAN link.
+
+use std::collections::BTreeSet;
+
+use portolan_model::MacAddress;
+
+use crate::{
+    OverlayError,
+    error::Doing,
+    names::{self, Role},
+    netlink::{Kind, Link, Netlink, NewLink},
+    program::Settings,
+    settings,
+};
+
+/// The indexes of a network's links.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Pair {
+    pub(crate) bridge: u32,
+    pub(crate) vxlan: u32,
+}
+
+/// The links of a network, if both are there.
+pub(crate) fn find(present: &[Link], vni: u32) -> Option<Pair> {
+    let index = |name: String| present.iter().find(|l| l.name == name).map(|l| l.index);
+    Some(Pair {
+        bridge: index(names::bridge(vni))?,
+        vxlan: index(names::vxlan(vni))?,
+    })
+}
+
+/// The networks of which the bridge has ports.
+pub(crate) fn in_use(present: &[Link]) -> BTreeSet<u32> {
+    present
+        .iter()
+        .filter_map(|port| {
+            let bridge = present.iter().find(|l| Some(l.index) == port.bridge)?;
+            match names::role(&bridge.name)? {
+                (Role::Bridge, vni) => Some(vni),
+                (Role::Vxlan, _) => None,
+            }
+        })
+        .collect()
+}
+
+/// Makes both links of a network, or mends them.
+pub(crate) fn ensure(
+    netlink: &mut Netlink,
+    present: &[Link],
+    settings: Settings,
+    vni: u32,
+    mac: MacAddress,
+) -> Result<Pair, OverlayError> {
+    let bridge = ensure_bridge(netlink, present, settings.mtu, vni, mac)?;
+    let kind = Kind::Vxlan {
+        port: settings.port,
+        filtered: true,
+    };
+    let name = names::vxlan(vni);
+    let old = present.iter().find(|link| link.name == name);
+    // The port of a VXLAN link cannot be changed.
+    if let Some(old) = old.filter(|l| matches!(l.kind, Kind::Vxlan { .. }) && l.kind != kind) {
+        netlink
+            .remove_link(old.index)
+            .doing("remove", || format!("link {name}"))?;
+    }
+    let old = old.filter(|l| !matches!(l.kind, Kind::Vxlan { .. }) || l.kind == kind);
+    let vxlan = ensure_link(netlink, old, &name, kind, settings.mtu, mac)?;
+    // Unfiltered, an external link would take packets of every VNI; without one it takes none. So the
+    // filter is set at each pass.
+    netlink
+        .add_vni(vxlan, vni)
+        .doing("add", || format!("vni {vni} to link {name}"))?;
+    Ok(Pair { bridge, vxlan })
+}
+
+/// Makes a network's bridge, or mends it; gives its index.
+pub(crate) fn ensure_bridge(
+    netlink: &mut Netlink,
+    present: &[Link],
+    mtu: u32,
+    vni: u32,
+    mac: MacAddress,
+) -> Result<u32, OverlayError> {
+    let name = names::bridge(vni);
+    let old = present.iter().find(|link| link.name == name);
+    ensure_link(netlink, old, &name, Kind::Bridge, mtu, mac)
+}
+
+fn ensure_link(
+    netlink: &mut Netlink,
+    old: Option<&Link>,
+    name: &str,
+    kind: Kind,
+    mtu: u32,
+    mac: MacAddress,
+) -> Result<u32, OverlayError> {
+    let made;
+    let link = match old {
+        Some(link) if link.kind == kind => link,
+        Some(_) => {
+            return Err(OverlayError::NameTaken {
+                name: name.to_owned(),
+                expected: match kind {
+                    Kind::Bridge => "bridge",
+                    Kind::Vxlan { .. } | Kind::Veth | Kind::Other => "VXLAN link",
+                },
+            });
+        }
+        None => {
+            let new = NewLink {
+                name,
+                mtu,
+                mac: Some(mac),
+                bridge: None,
+                peer: None,
+                kind,
+            };
+            netlink
+                .add_link(&new)
+                .doing("add", || format!("link {name}"))?;
+            made = by_name(netlink, name)?;
+            &made
+        }
+    };
+    settings::write(name)?;
+    if link.mac != Some(mac) {
+        netlink
+            .set_mac(link.index, mac)
+            .doing("set", || format!("MAC address of link {name}"))?;
+    }
+    if link.mtu != mtu {
+        netlink
+            .set_mtu(link.index, mtu)
+            .doing("set", || format!("MTU of link {name}"))?;
+    }
+    if !link.up {
+        netlink
+            .set_up(link.index)
+            .doing("take up", || format!("link {name}"))?;
+    }
+    Ok(link.index)
+}
+
+/// A link that must be there.
+pub(crate) fn by_name(netlink: &mut Netlink, name: &str) -> Result<Link, OverlayError> {
+    netlink
+        .links()
+        .doing("list", || "links".into())?
+        .into_iter()
+        .find(|link| link.name == name)
+        .ok_or_else(|| OverlayError::LinkGone(name.to_owned()))
+}

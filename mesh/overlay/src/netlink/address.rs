@@ -1,0 +1,78 @@
+//! Addresses of links.
+
+use std::net::IpAddr;
+
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, Parseable};
+use netlink_packet_route::{
+    AddressFamily, RouteNetlinkMessage,
+    address::{AddressAttribute, AddressFlags, AddressMessage},
+};
+
+use super::{Netlink, NetlinkError};
+
+const NEW_ADDRESS: u16 = 20;
+
+/// An address of a link, without a route of its own for the prefix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Address {
+    pub(crate) link: u32,
+    pub(crate) ip: IpAddr,
+    pub(crate) prefix: u8,
+}
+
+impl Address {
+    fn message(&self) -> AddressMessage {
+        let mut message = AddressMessage::default();
+        message.header.family = match self.ip {
+            IpAddr::V4(_) => AddressFamily::Inet,
+            IpAddr::V6(_) => AddressFamily::Inet6,
+        };
+        message.header.prefix_len = self.prefix;
+        message.header.index = self.link;
+        message.attributes = vec![
+            AddressAttribute::Local(self.ip),
+            AddressAttribute::Address(self.ip),
+            AddressAttribute::Flags(AddressFlags::Noprefixroute),
+        ];
+        message
+    }
+
+    fn parse(kind: u16, payload: &[u8]) -> Option<Self> {
+        let message = (kind == NEW_ADDRESS)
+            .then(|| AddressMessage::parse(payload).ok())
+            .flatten()?;
+        let (mut local, mut address) = (None, None);
+        for attribute in message.attributes {
+            match attribute {
+                AddressAttribute::Local(ip) => local = Some(ip),
+                AddressAttribute::Address(ip) => address = Some(ip),
+                _ => {}
+            }
+        }
+        Some(Self {
+            link: message.header.index,
+            // On a point-to-point link `Address` is the other end; IPv6 has no `Local` elsewhere.
+            ip: local.or(address)?,
+            prefix: message.header.prefix_len,
+        })
+    }
+}
+
+impl Netlink {
+    /// All addresses of all links.
+    pub(crate) fn addresses(&mut self) -> Result<Vec<Address>, NetlinkError> {
+        let request = RouteNetlinkMessage::GetAddress(AddressMessage::default());
+        self.dump(&request, Address::parse)
+    }
+
+    /// Adds an address.
+    pub(crate) fn add_address(&mut self, address: &Address) -> Result<(), NetlinkError> {
+        let request = RouteNetlinkMessage::NewAddress(address.message());
+        self.change(request, NLM_F_CREATE | NLM_F_EXCL)
+    }
+
+    /// Removes an address.
+    pub(crate) fn remove_address(&mut self, address: &Address) -> Result<(), NetlinkError> {
+        self.change(RouteNetlinkMessage::DelAddress(address.message()), 0)
+    }
+}

@@ -1,0 +1,80 @@
+//! Neighbours: which Ethernet address an IPv4 address has on a link.
+
+use std::net::Ipv4Addr;
+
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE, Parseable};
+use netlink_packet_route::{
+    AddressFamily, RouteNetlinkMessage,
+    neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
+};
+use portolan_model::MacAddress;
+
+use super::{Netlink, NetlinkError};
+
+const NEW_NEIGHBOUR: u16 = 28;
+
+/// A neighbour that is known for good.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Neighbour {
+    pub(crate) link: u32,
+    pub(crate) ip: Ipv4Addr,
+    pub(crate) mac: MacAddress,
+}
+
+impl Neighbour {
+    fn message(&self) -> NeighbourMessage {
+        let mut message = NeighbourMessage::default();
+        message.header.family = AddressFamily::Inet;
+        message.header.ifindex = self.link;
+        message.header.state = NeighbourState::Permanent;
+        message.attributes = vec![
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(self.ip)),
+            NeighbourAttribute::LinkLayerAddress(self.mac.0.to_vec()),
+        ];
+        message
+    }
+
+    fn parse(kind: u16, payload: &[u8]) -> Option<Self> {
+        let message = (kind == NEW_NEIGHBOUR)
+            .then(|| NeighbourMessage::parse(payload).ok())
+            .flatten()?;
+        let (mut ip, mut mac) = (None, None);
+        for attribute in message.attributes {
+            match attribute {
+                NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => {
+                    ip = Some(address);
+                }
+                NeighbourAttribute::LinkLayerAddress(bytes) => {
+                    mac = bytes.try_into().ok().map(MacAddress);
+                }
+                _ => {}
+            }
+        }
+        (message.header.state == NeighbourState::Permanent).then_some(Self {
+            link: message.header.ifindex,
+            ip: ip?,
+            mac: mac?,
+        })
+    }
+}
+
+impl Netlink {
+    /// The permanent IPv4 neighbours of all links.
+    pub(crate) fn neighbours(&mut self) -> Result<Vec<Neighbour>, NetlinkError> {
+        let mut message = NeighbourMessage::default();
+        message.header.family = AddressFamily::Inet;
+        let request = RouteNetlinkMessage::GetNeighbour(message);
+        self.dump(&request, Neighbour::parse)
+    }
+
+    /// Adds a neighbour, or changes its Ethernet address.
+    pub(crate) fn set_neighbour(&mut self, neighbour: &Neighbour) -> Result<(), NetlinkError> {
+        let request = RouteNetlinkMessage::NewNeighbour(neighbour.message());
+        self.change(request, NLM_F_CREATE | NLM_F_REPLACE)
+    }
+
+    /// Removes a neighbour.
+    pub(crate) fn remove_neighbour(&mut self, neighbour: &Neighbour) -> Result<(), NetlinkError> {
+        self.change(RouteNetlinkMessage::DelNeighbour(neighbour.message()), 0)
+    }
+}

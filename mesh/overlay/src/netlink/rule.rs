@@ -1,0 +1,120 @@
+//! Policy routing rules: which table routes a packet.
+
+use std::{fmt, net::IpAddr};
+
+use ipnetwork::Ipv4Network;
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, Parseable};
+use netlink_packet_route::{
+    AddressFamily, RouteNetlinkMessage,
+    route::RouteProtocol,
+    rule::{RuleAction, RuleAttribute, RuleMessage},
+};
+
+use super::{Netlink, NetlinkError, PROTOCOL};
+
+const NEW_RULE: u16 = 32;
+
+/// Which packets a rule is for.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Selector {
+    /// Those that came in by a link of this name.
+    From(String),
+    /// The node's own, to these addresses.
+    OwnTo(Ipv4Network),
+}
+
+impl fmt::Display for Selector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::From(link) => write!(f, "iif {link}"),
+            Self::OwnTo(subnet) => write!(f, "iif {LOOPBACK} to {subnet}"),
+        }
+    }
+}
+
+/// A rule of ours.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Rule {
+    pub(crate) priority: u32,
+    pub(crate) selector: Selector,
+    pub(crate) table: u32,
+}
+
+/// The kernel's word for packets of the node itself (ip-rule(8)).
+const LOOPBACK: &str = "lo";
+
+impl Rule {
+    fn message(&self) -> RuleMessage {
+        let mut message = RuleMessage::default();
+        message.header.family = AddressFamily::Inet;
+        message.header.action = RuleAction::ToTable;
+        message.attributes = vec![
+            RuleAttribute::Priority(self.priority),
+            RuleAttribute::Table(self.table),
+            RuleAttribute::Protocol(RouteProtocol::Other(PROTOCOL)),
+        ];
+        match &self.selector {
+            Selector::From(link) => message
+                .attributes
+                .push(RuleAttribute::Iifname(link.clone())),
+            Selector::OwnTo(subnet) => {
+                message.header.dst_len = subnet.prefix();
+                message.attributes.extend([
+                    RuleAttribute::Iifname(LOOPBACK.into()),
+                    RuleAttribute::Destination(subnet.network().into()),
+                ]);
+            }
+        }
+        message
+    }
+
+    fn parse(kind: u16, payload: &[u8]) -> Option<Self> {
+        let message = (kind == NEW_RULE)
+            .then(|| RuleMessage::parse(payload).ok())
+            .flatten()?;
+        let (mut ours, mut priority, mut table) = (false, 0, None);
+        let (mut link, mut destination) = (None, None);
+        for attribute in message.attributes {
+            match attribute {
+                RuleAttribute::Protocol(protocol) => ours = u8::from(protocol) == PROTOCOL,
+                RuleAttribute::Priority(number) => priority = number,
+                RuleAttribute::Table(number) => table = Some(number),
+                RuleAttribute::Iifname(name) => link = Some(name),
+                RuleAttribute::Destination(IpAddr::V4(ip)) => {
+                    destination = Ipv4Network::new(ip, message.header.dst_len).ok();
+                }
+                _ => {}
+            }
+        }
+        let selector = match destination {
+            Some(subnet) => Selector::OwnTo(subnet),
+            None => Selector::From(link?),
+        };
+        ours.then_some(Self {
+            priority,
+            selector,
+            table: table?,
+        })
+    }
+}
+
+impl Netlink {
+    /// The rules of ours.
+    pub(crate) fn rules(&mut self) -> Result<Vec<Rule>, NetlinkError> {
+        let mut message = RuleMessage::default();
+        message.header.family = AddressFamily::Inet;
+        let request = RouteNetlinkMessage::GetRule(message);
+        self.dump(&request, Rule::parse)
+    }
+
+    /// Adds a rule.
+    pub(crate) fn add_rule(&mut self, rule: &Rule) -> Result<(), NetlinkError> {
+        let request = RouteNetlinkMessage::NewRule(rule.message());
+        self.change(request, NLM_F_CREATE | NLM_F_EXCL)
+    }
+
+    /// Removes a rule.
+    pub(crate) fn remove_rule(&mut self, rule: &Rule) -> Result<(), NetlinkError> {
+        self.change(RouteNetlinkMessage::DelRule(rule.message()), 0)
+    }
+}

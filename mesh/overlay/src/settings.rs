@@ -1,0 +1,48 @@
+//! The kernel settings of a link (`net.ipv4.conf.LINK`), never those of the whole namespace.
+//!
+//! `/proc/sys/net` shows the namespace of the thread that looks, unlike `/proc/net`.
+
+use std::{fs, io, path::PathBuf};
+
+use crate::OverlayError;
+
+/// Makes a link of ours a router's, and takes IPv6 from it, which the overlay does not carry.
+pub(crate) fn write(link: &str) -> Result<(), OverlayError> {
+    // The kernel takes the greater of the link's value and that for all. Where that is strict, this
+    // makes it loose here: packets that another node sends on come from addresses beyond the link.
+    let rp_filter = match read(&path(4, "all", "rp_filter")).as_deref() {
+        Ok("0") => "0",
+        _ => "2",
+    };
+    for (key, value) in [
+        ("forwarding", "1"),
+        ("rp_filter", rp_filter),
+        ("send_redirects", "0"),
+        ("accept_redirects", "0"),
+    ] {
+        set(path(4, link, key), value)?;
+    }
+    match set(path(6, link, "disable_ipv6"), "1") {
+        // A kernel without IPv6.
+        Err(OverlayError::Setting { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            Ok(())
+        }
+        other => other,
+    }
+}
+
+fn path(version: u8, link: &str, key: &str) -> PathBuf {
+    PathBuf::from(format!("/proc/sys/net/ipv{version}/conf/{link}/{key}"))
+}
+
+/// Writes only what is not so already: also where `/proc/sys` is read-only, what is right is right.
+fn set(path: PathBuf, value: &str) -> Result<(), OverlayError> {
+    if read(&path).is_ok_and(|now| now == value) {
+        return Ok(());
+    }
+    fs::write(&path, value).map_err(|source| OverlayError::Setting { path, source })
+}
+
+fn read(path: &PathBuf) -> io::Result<String> {
+    fs::read_to_string(path).map(|text| text.trim_end().to_owned())
+}
