@@ -1,0 +1,74 @@
+# What people run, and what CI runs. `make` alone lists it.
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+
+CARGO ?= cargo
+# Handed to the demo: make demo ARGS="--once --nodes 5"
+ARGS ?=
+PORTOLAN := target/debug/portolan
+.NOTPARALLEL:
+# The version that is installed when there is none.
+NEXTEST_VERSION := 0.9.143
+
+.PHONY: help
+help: ## List the targets
+	@echo 'Portolan: an ingress routing mesh. Targets:'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
+	@echo
+	@echo '`make demo` and `make test` make network namespaces, for which they need root.'
+
+.PHONY: deps
+deps: ## Install what build, demo and tests need and is not there (apt; says what is missing elsewhere)
+	@.ci/deps build demo test
+
+.PHONY: build
+build: ## Build the program, target/debug/portolan
+	@.ci/deps build
+	$(CARGO) build --locked -p portolan-agent
+
+.PHONY: demo
+demo: build ## Three nodes on this machine, until Ctrl-C; ARGS=--once checks them and ends
+	@.ci/deps demo
+	@if [ "$$(id -u)" = 0 ]; then exec $(PORTOLAN) demo $(ARGS); else exec sudo $(PORTOLAN) demo $(ARGS); fi
+
+.PHONY: test
+test: root deps lint build ## Everything that CI holds: lints, docs, all tests, the demo
+	@$(MAKE) --no-print-directory nextest
+	$(CARGO) test --locked --workspace --doc
+	@$(MAKE) --no-print-directory fuzz-smoke
+	$(PORTOLAN) demo --once
+
+.PHONY: lint
+lint: ## Format, clippy and docs, warnings being errors
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --workspace --no-deps --quiet
+
+# Without cargo-nextest, and if it cannot be installed, the tests run all the same: less side by
+# side, as only nextest knows the groups of .config/nextest.toml.
+.PHONY: nextest
+nextest:
+	@if $(CARGO) nextest --version >/dev/null 2>&1 \
+	    || $(CARGO) install --locked cargo-nextest --version $(NEXTEST_VERSION); then \
+	    exec $(CARGO) nextest run --locked --workspace; \
+	else \
+	    echo 'cargo-nextest is not there: falling back to cargo test' >&2; \
+	    exec $(CARGO) test --locked --workspace --lib --bins --tests -- --test-threads=2; \
+	fi
+
+.PHONY: sim
+sim: ## Simulate the gossip of 1000 nodes, and print its figures
+	$(CARGO) run --locked --release -p portolan-gossip --example sim -- --nodes 1000
+
+.PHONY: clean
+clean: ## Remove what was built
+	$(CARGO) clean
+
+.PHONY: root
+root:
+	@if [ "$$(id -u)" != 0 ]; then \
+	    echo 'The tests make network namespaces, for which they need root:' >&2; \
+	    echo '    sudo env "PATH=$$PATH" make test' >&2; \
+	    exit 1; \
+	fi
