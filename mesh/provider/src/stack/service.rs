@@ -2,9 +2,12 @@
 
 mod ports;
 
+use std::net::Ipv4Addr;
+
 use portolan_model::{
-    EndpointMode, HealthProbe, MAX_RECORD_BYTES, NameError, NetworkName, PlaneChoice, Protocol,
-    ProxyProtocol, Record, Service, ServiceId, ServiceNetwork,
+    EncodeError, Endpoint, EndpointMode, HealthProbe, MAX_RECORD_BYTES, MacAddress, NameError,
+    NetworkName, PlaneChoice, Protocol, ProxyProtocol, Record, Service, ServiceId, ServiceNetwork,
+    Task, TaskState,
 };
 
 use super::{
@@ -33,17 +36,13 @@ pub(super) fn read_all(at: &At<'_>, context: &mut Context) -> Vec<Service> {
     }
     fields
         .iter()
-        .map(|field| read(field, context))
-        .collect::<Vec<_>>()
-        .into_iter()
-        .flatten()
+        .filter_map(|field| read(field, context))
         .collect()
 }
 
-/// A service; `None` if its name is wrong. What it holds is checked all the same.
 fn read(field: &Field<'_>, context: &mut Context) -> Option<Service> {
     let id: Option<ServiceId> = context.services.get(field.name).cloned().flatten();
-    let placeholder = id.is_none();
+    // A name that is wrong is reported already; another stands in for it, so that the rest is checked too.
     let mut service = Service::new(match id {
         Some(id) => id,
         None => "unnamed".parse().ok()?,
@@ -63,9 +62,6 @@ fn read(field: &Field<'_>, context: &mut Context) -> Option<Service> {
     if let Some(extra) = &extra {
         options::read(extra, &mut service, field.name, context);
         check_options(extra, &service);
-    }
-    if placeholder {
-        return None;
     }
     check_length(field, &service);
     Some(service)
@@ -233,25 +229,45 @@ fn check_options(at: &At<'_>, service: &Service) {
     }
 }
 
-/// A record has an upper length. What the agent adds later (VIPs, versions, times, chosen ports) is
-/// counted in with the longest values that it can have.
+/// A record has an upper length, that of the service and that of each of its tasks. What the agent adds
+/// later (VIPs, addresses, versions, times, chosen ports) is counted in with the longest values it can have.
 fn check_length(field: &Field<'_>, service: &Service) {
     let mut longest = service.clone();
     longest.spec_version = u64::MAX;
     longest.created_ms = u64::MAX;
     for place in &mut longest.networks {
-        place.vip = Some(std::net::Ipv4Addr::BROADCAST);
+        place.vip = Some(Ipv4Addr::BROADCAST);
     }
     for port in &mut longest.ports {
         port.published = u16::MAX;
     }
+    let too_long = |what: &str, error: &EncodeError| {
+        field.error(
+            format!("{what} takes {} bytes of at most {MAX_RECORD_BYTES} as a record", error.bytes),
+            "give the service fewer or shorter ports, networks, aliases or allowed clients; a port range counts as one port",
+        );
+    };
     if let Err(error) = Record::Service(longest).encode() {
-        field.fault(Fault::new(
-            format!(
-                "the service takes {} bytes of at most {MAX_RECORD_BYTES} as a record",
-                error.bytes
-            ),
-            "give it fewer or shorter ports, networks, aliases or allowed clients; a port range counts as one port",
-        ));
+        too_long("the service", &error);
+    } else if let Err(error) =
+        longest_task(service).map_or(Ok(Vec::new()), |task| Record::Task(task).encode())
+    {
+        too_long("a task of the service", &error);
     }
+}
+
+fn longest_task(service: &Service) -> Option<Task> {
+    let endpoint = |network| Endpoint {
+        network,
+        ip: Ipv4Addr::BROADCAST.into(),
+        mac: Some(MacAddress([0xff; 6])),
+    };
+    Some(Task {
+        id: "x".repeat(63).parse().ok()?,
+        service: Some(service.id.clone()),
+        slot: u32::MAX,
+        endpoints: service.task_networks().map(endpoint).collect(),
+        state: TaskState::Starting,
+        weight: u16::MAX,
+    })
 }

@@ -28,10 +28,14 @@ pub(super) fn read_all(at: &At<'_>, service: &str, context: &mut Context) -> Vec
             item.parse(parse_port)
         };
         let Some(port) = port else { continue };
-        if !is_taken(&item, &port, service, context) {
+        // Ports still to be chosen cannot collide.
+        if port.published > 0 {
+            if is_taken(&item, &port, service, context) {
+                continue;
+            }
             context.ports.push((port, service.to_owned()));
-            ports.push(port);
         }
+        ports.push(port);
     }
     ports
 }
@@ -95,13 +99,10 @@ fn read_long(at: &At<'_>) -> Option<PublishedPort> {
     })
 }
 
-/// Reports a port that the file publishes already. Ports to be chosen cannot collide.
+/// Reports a port that the file publishes already.
 fn is_taken(at: &At<'_>, port: &PublishedPort, service: &str, context: &Context) -> bool {
-    let chosen_later = |port: &PublishedPort| port.published == 0;
-    let taken = context
-        .ports
-        .iter()
-        .find(|(other, _)| !chosen_later(other) && !chosen_later(port) && port.conflicts(other));
+    let mut others = context.ports.iter();
+    let taken = others.find(|(other, _)| port.conflicts(other));
     let Some((other, holder)) = taken else {
         return false;
     };
