@@ -27,6 +27,7 @@ mod links;
 mod names;
 mod netlink;
 mod netns;
+mod objects;
 mod program;
 mod settings;
 

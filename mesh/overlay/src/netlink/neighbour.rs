@@ -74,7 +74,11 @@ impl Netlink {
     }
 
     /// Removes a neighbour.
-    pub(crate) fn remove_neighbour(&mut self, neighbour: &Neighbour) -> Result<(), NetlinkError> {
-        self.change(RouteNetlinkMessage::DelNeighbour(neighbour.message()), 0)
+    pub(crate) fn remove_neighbour(&mut self, link: u32, ip: Ipv4Addr) -> Result<(), NetlinkError> {
+        let mut message = NeighbourMessage::default();
+        message.header.family = AddressFamily::Inet;
+        message.header.ifindex = link;
+        message.attributes = vec![NeighbourAttribute::Destination(NeighbourAddress::Inet(ip))];
+        self.change(RouteNetlinkMessage::DelNeighbour(message), 0)
     }
 }

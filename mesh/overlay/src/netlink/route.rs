@@ -228,16 +228,16 @@ impl Netlink {
     }
 
     /// Removes the route of ours to a destination.
-    pub(crate) fn remove_route(&mut self, route: &Route) -> Result<(), NetlinkError> {
+    pub(crate) fn remove_route(&mut self, table: u32, to: Ipv4Network) -> Result<(), NetlinkError> {
         let mut message = RouteMessage::default();
         message.header.address_family = AddressFamily::Inet;
-        message.header.destination_prefix_length = route.destination.prefix();
+        message.header.destination_prefix_length = to.prefix();
         message.header.protocol = RouteProtocol::Other(PROTOCOL);
         // Of whatever kind and scope (fib_table_delete in the kernel).
         message.header.scope = RouteScope::NoWhere;
         message.attributes = vec![
-            RouteAttribute::Table(route.table),
-            RouteAttribute::Destination(RouteAddress::Inet(route.destination.network())),
+            RouteAttribute::Table(table),
+            RouteAttribute::Destination(RouteAddress::Inet(to.network())),
         ];
         self.change(RouteNetlinkMessage::DelRoute(message), 0)
     }
