@@ -49,7 +49,7 @@ impl Default for DnsConfig {
             port: 53,
             upstreams: Upstreams::default(),
             task_ttl: Duration::from_secs(5),
-            vip_ttl: Duration::from_secs(60),
+            vip_ttl: Duration::from_mins(1),
             forward_timeout: Duration::from_millis(4500),
             max_forwards: 512,
             cache_entries: 4096,

@@ -1,5 +1,10 @@
 //! Snapshots for tests and fuzz targets, made of records as nodes publish them.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "all input is written in tests and fuzz targets"
+)]
+
 use std::net::{IpAddr, Ipv4Addr};
 
 use ipnetwork::Ipv4Network;
@@ -146,9 +151,12 @@ pub(crate) fn network_name(name: &str) -> NetworkName {
     name.parse().unwrap()
 }
 
-/// A service and where it is: network, VIP, aliases.
-pub(crate) fn service(name: &str, places: &[(&str, Option<[u8; 4]>, &[&str])]) -> Service {
-    let place = |(network, vip, aliases): &(&str, Option<[u8; 4]>, &[&str])| ServiceNetwork {
+/// Network, VIP, aliases.
+pub(crate) type Place<'a> = (&'a str, Option<[u8; 4]>, &'a [&'a str]);
+
+/// A service and where it is.
+pub(crate) fn service(name: &str, places: &[Place<'_>]) -> Service {
+    let place = |(network, vip, aliases): &Place<'_>| ServiceNetwork {
         name: network_name(network),
         aliases: aliases.iter().map(ToString::to_string).collect(),
         vip: vip.map(Ipv4Addr::from),
