@@ -1,0 +1,221 @@
+//! What the agent shows of itself and of the cluster: the rows of the admin API, as pure functions of
+//! [`Facts`].
+
+mod rows;
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use portolan_gossip::{KeyId, Member, MemberState, View};
+use portolan_model::{NodeState, PlaneChoice, Snapshot};
+use portolan_plane::{BackendState, Frontend, FrontendSpec, PlaneKind, Standing};
+
+use super::{overlay_thread::OverlayStanding, runner::Reasons, shared::Shared};
+use crate::{
+    api::{Counts, PlaneRow, PortRow, Status},
+    config::Config,
+};
+
+/// All that is known at one moment, so that what is shown together fits together.
+#[derive(Debug, Clone)]
+pub(super) struct Facts {
+    pub config: Arc<Config>,
+    pub now: SystemTime,
+    /// How long the agent has run.
+    pub uptime: Duration,
+    pub snapshot: Arc<Snapshot>,
+    pub view: Arc<View>,
+    pub reasons: Reasons,
+    pub overlay: OverlayStanding,
+    pub plane: PlaneKind,
+    /// How the plane stands; `None` until it was given a snapshot.
+    pub standing: Option<Standing>,
+    pub dns_problems: Vec<String>,
+    /// The key that gossip is sent with; `None` without keys.
+    pub key: Option<KeyId>,
+    /// What keeps the node from being ready.
+    pub waiting_for: Vec<String>,
+}
+
+impl Facts {
+    /// Asks every part.
+    pub(super) async fn gather(shared: &Shared) -> Self {
+        // Without keys, and once gossip has ended, there is none to be shown.
+        let keys = shared.gossip.keyring_list().await.unwrap_or_default();
+        Self {
+            config: Arc::clone(&shared.config),
+            now: SystemTime::now(),
+            uptime: shared.started.elapsed(),
+            snapshot: Arc::clone(&shared.snapshots.borrow()),
+            view: Arc::clone(&shared.gossip.view().borrow()),
+            reasons: shared.reasons.borrow().clone(),
+            overlay: shared.overlay.standing().borrow().clone(),
+            plane: shared.plane.kind,
+            standing: shared.plane.standing().borrow().clone(),
+            dns_problems: shared.dns.problems(),
+            key: keys.iter().find(|key| key.primary).map(|key| key.id),
+            waiting_for: shared.waiting_for().into_iter().map(str::to_owned).collect(),
+        }
+    }
+
+    /// The node on one screen.
+    pub(super) fn status(&self) -> Status {
+        Status {
+            node: self.config.name.clone(),
+            advertise: self.config.advertise,
+            version: super::VERSION.to_owned(),
+            state: self.own_state().to_owned(),
+            uptime_s: self.uptime.as_secs(),
+            waiting_for: self.waiting_for.clone(),
+            members: self.members(),
+            encryption: self.key.map_or_else(|| "off".to_owned(), |key| format!("on, key {key}")),
+            table_hash: format!("{:016x}", self.view.table_hash),
+            planes: self.planes(),
+            overlay_mtu: self.overlay.mtu,
+            ports: self.ports(),
+            counts: Counts {
+                nodes: self.snapshot.nodes.len(),
+                networks: self.snapshot.networks.len(),
+                services: self.snapshot.services.len(),
+                tasks: self.snapshot.tasks.len(),
+            },
+            problems: self.problems(),
+        }
+    }
+
+    /// Every frontend of this node, in order.
+    pub(super) fn ports(&self) -> Vec<PortRow> {
+        portolan_plane::frontends(&self.snapshot).values().map(|spec| self.port(spec)).collect()
+    }
+
+    fn port(&self, spec: &FrontendSpec) -> PortRow {
+        let active = spec.backends.iter().filter(|b| b.state == BackendState::Active).count();
+        PortRow {
+            frontend: spec.frontend.to_string(),
+            service: spec.service_name.clone(),
+            active,
+            draining: spec.backends.len() - active,
+            problem: self.frontend_problem(&spec.frontend),
+        }
+    }
+
+    /// Why a frontend is not served.
+    fn frontend_problem(&self, frontend: &Frontend) -> Option<String> {
+        match &self.standing {
+            None => Some("the plane has not begun yet".to_owned()),
+            Some(standing) => {
+                standing.unreadable.as_ref().or_else(|| standing.failures.get(frontend)).cloned()
+            }
+        }
+    }
+
+    fn own_state(&self) -> &'static str {
+        state_word(self.snapshot.nodes.get(&self.snapshot.me).map(|node| node.state))
+    }
+
+    /// Members by state: the living always, of the others those states that occur.
+    fn members(&self) -> Vec<(String, usize)> {
+        let mut counts = BTreeMap::from([(MemberState::Alive, 0)]);
+        for member in self.view.members.values() {
+            *counts.entry(member.state).or_insert(0) += 1;
+        }
+        counts.into_iter().map(|(state, count)| (member_word(state).to_owned(), count)).collect()
+    }
+
+    fn planes(&self) -> Vec<PlaneRow> {
+        let chosen = match self.config.plane {
+            PlaneChoice::Auto => "auto: this build has no faster one",
+            PlaneChoice::Ebpf | PlaneChoice::Relay => "chosen by the configuration",
+        };
+        let (serving, reason) = match &self.standing {
+            None => (false, "has not been given anything to serve yet".to_owned()),
+            Some(Standing { unreadable: Some(error), .. }) => (false, error.clone()),
+            Some(_) => (true, chosen.to_owned()),
+        };
+        let served = self.standing.as_ref().map_or(0, |standing| standing.served);
+        let plane = PlaneRow { plane: self.plane.to_string(), serving, reason, frontends: served };
+        let absent = PlaneRow {
+            plane: PlaneKind::Ebpf.to_string(),
+            serving: false,
+            reason: "this build has no fast path".to_owned(),
+            frontends: 0,
+        };
+        let other = (self.plane != PlaneKind::Ebpf).then_some(absent);
+        [plane].into_iter().chain(other).collect()
+    }
+
+    /// Everything that is not as it should be: of the node itself first, then members, then objects.
+    fn problems(&self) -> Vec<String> {
+        let mut problems = self.reasons.problems.clone();
+        problems.extend(self.overlay.problems.iter().cloned());
+        problems.extend(self.plane_problems());
+        problems.extend(self.dns_problems.iter().cloned());
+        problems.extend(self.reasons.tasks.iter().map(|(id, reason)| {
+            let task = self.snapshot.tasks.get(id);
+            let name = task.map_or_else(|| id.to_string(), |view| self.snapshot.task_name(&view.task));
+            format!("task {name}: {reason}")
+        }));
+        let down = self.view.members.values().filter(|member| member.state == MemberState::Down);
+        problems.extend(down.map(|member| self.member_problem(member)));
+        problems.extend(self.snapshot.networks.values().flat_map(|view| {
+            view.problems.iter().map(|problem| format!("network {}: {problem}", view.network.name))
+        }));
+        problems.extend(self.snapshot.services.values().flat_map(|view| {
+            let declared = view.problems.iter().map(ToString::to_string);
+            let all = declared.chain(self.without_tasks(view));
+            all.map(|problem| format!("service {}: {problem}", view.service.name))
+        }));
+        problems
+    }
+
+    fn plane_problems(&self) -> Vec<String> {
+        let Some(standing) = &self.standing else { return Vec::new() };
+        let wanted = portolan_plane::frontends(&self.snapshot);
+        let failures = standing.failures.iter().map(|(frontend, error)| match wanted.get(frontend) {
+            Some(spec) => format!("service {}: {frontend}: {error}", spec.service_name),
+            None => format!("{frontend}: {error}"),
+        });
+        let unreadable = standing.unreadable.iter().map(|error| format!("plane {}: {error}", self.plane));
+        unreadable.chain(failures).collect()
+    }
+
+    fn member_problem(&self, member: &Member) -> String {
+        let down = self.now.duration_since(member.since).unwrap_or_default();
+        format!("member {} ({}) is down, since {}", member.name, member.addr.ip(), ago(down))
+    }
+}
+
+/// How gossip sees a member.
+pub(super) const fn member_word(state: MemberState) -> &'static str {
+    match state {
+        MemberState::Alive => "alive",
+        MemberState::Suspect => "suspect",
+        MemberState::Down => "down",
+        MemberState::Left => "left",
+    }
+}
+
+/// What a node says of itself; empty if it has not said anything.
+const fn state_word(state: Option<NodeState>) -> &'static str {
+    match state {
+        Some(NodeState::Up) => "up",
+        Some(NodeState::Draining) => "draining",
+        Some(NodeState::Leaving) => "leaving",
+        None => "",
+    }
+}
+
+/// A length of time, rounded down to one unit.
+fn ago(time: Duration) -> String {
+    match time.as_secs() {
+        s @ ..=119 => format!("{s} s"),
+        s @ 120..=7199 => format!("{} min", s / 60),
+        s => format!("{} h", s / 3600),
+    }
+}
+
+#[cfg(test)]
+mod tests;
