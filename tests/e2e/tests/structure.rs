@@ -33,15 +33,24 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "portolan-testbed",
         ],
     ),
-    ("portolan-e2e", &[]),
+    ("portolan-e2e", &["portolan-testbed"]),
 ];
 
 /// Crates that do no I/O, and so have no use for these.
 const PURE: &[&str] = &["portolan-model", "portolan-plane"];
-const IMPURE: &[&str] = &["tokio", "socket2", "rustix", "rtnetlink", "hickory-server", "axum"];
+const IMPURE: &[&str] = &[
+    "tokio",
+    "socket2",
+    "rustix",
+    "rtnetlink",
+    "hickory-server",
+    "axum",
+];
 
 /// Names that say nothing.
-const NAMELESS: &[&str] = &["common", "util", "utils", "helper", "helpers", "types", "misc"];
+const NAMELESS: &[&str] = &[
+    "common", "util", "utils", "helper", "helpers", "types", "misc",
+];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
@@ -50,7 +59,13 @@ fn root() -> PathBuf {
 /// The normal dependencies of each crate of the workspace, by name.
 fn dependencies() -> Result<BTreeMap<String, BTreeSet<String>>> {
     let output = Command::new(env!("CARGO"))
-        .args(["metadata", "--format-version", "1", "--no-deps", "--offline"])
+        .args([
+            "metadata",
+            "--format-version",
+            "1",
+            "--no-deps",
+            "--offline",
+        ])
         .current_dir(root())
         .output()
         .context("cargo metadata")?;
@@ -64,7 +79,10 @@ fn dependencies() -> Result<BTreeMap<String, BTreeSet<String>>> {
         .map(|package| {
             let all = package["dependencies"].as_array().into_iter().flatten();
             let normal = all.filter(|d| d["kind"].is_null()).filter_map(name);
-            Ok((name(package).context("a package without a name")?, normal.collect()))
+            Ok((
+                name(package).context("a package without a name")?,
+                normal.collect(),
+            ))
         })
         .collect()
 }
@@ -73,17 +91,27 @@ fn dependencies() -> Result<BTreeMap<String, BTreeSet<String>>> {
 fn crates_depend_in_one_direction() -> Result<()> {
     let found = dependencies()?;
     let allowed: BTreeMap<&str, &[&str]> = ALLOWED.iter().copied().collect();
-    ensure!(found.len() >= allowed.len(), "too few crates: {:?}", found.keys());
+    ensure!(
+        found.len() >= allowed.len(),
+        "too few crates: {:?}",
+        found.keys()
+    );
     for (name, dependencies) in &found {
         let may = allowed
             .get(name.as_str())
             .with_context(|| format!("{name} has no line in ALLOWED"))?;
         for dependency in dependencies.iter().filter(|d| d.starts_with("portolan-")) {
-            ensure!(may.contains(&dependency.as_str()), "{name} must not depend on {dependency}");
+            ensure!(
+                may.contains(&dependency.as_str()),
+                "{name} must not depend on {dependency}"
+            );
         }
         let pure = PURE.contains(&name.as_str());
         for dependency in dependencies.iter().filter(|_| pure) {
-            ensure!(!IMPURE.contains(&dependency.as_str()), "{name} does no I/O: why {dependency}?");
+            ensure!(
+                !IMPURE.contains(&dependency.as_str()),
+                "{name} does no I/O: why {dependency}?"
+            );
         }
     }
     Ok(())
@@ -92,10 +120,14 @@ fn crates_depend_in_one_direction() -> Result<()> {
 /// Every Rust file of the workspace.
 fn rust_files() -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
-    let mut folders: Vec<PathBuf> =
-        ["mesh", "dns", "tests", "bench", "ebpf"].iter().map(|f| root().join(f)).collect();
+    let mut folders: Vec<PathBuf> = ["mesh", "dns", "tests", "bench", "ebpf"]
+        .iter()
+        .map(|f| root().join(f))
+        .collect();
     while let Some(folder) = folders.pop() {
-        let Ok(entries) = std::fs::read_dir(&folder) else { continue };
+        let Ok(entries) = std::fs::read_dir(&folder) else {
+            continue;
+        };
         for entry in entries {
             let path = entry?.path();
             if path.is_dir() && !path.ends_with("target") {
@@ -114,9 +146,20 @@ fn files_fit_in_the_head_and_have_names() -> Result<()> {
     ensure!(files.len() > 50, "only {} files found", files.len());
     for file in files {
         let lines = std::fs::read_to_string(&file)?.lines().count();
-        ensure!(lines <= 600, "{} has {lines} lines; split it by idea", file.display());
-        let stem = file.file_stem().and_then(|s| s.to_str()).unwrap_or_default();
-        ensure!(!NAMELESS.contains(&stem), "{}: name it after what is in it", file.display());
+        ensure!(
+            lines <= 600,
+            "{} has {lines} lines; split it by idea",
+            file.display()
+        );
+        let stem = file
+            .file_stem()
+            .and_then(|s| s.to_str())
+            .unwrap_or_default();
+        ensure!(
+            !NAMELESS.contains(&stem),
+            "{}: name it after what is in it",
+            file.display()
+        );
         ensure!(stem != "mod", "{}: foo.rs beside foo/", file.display());
     }
     Ok(())
@@ -124,8 +167,12 @@ fn files_fit_in_the_head_and_have_names() -> Result<()> {
 
 #[test]
 fn the_architecture_page_names_what_exists() -> Result<()> {
-    let page = std::fs::read_to_string(root().join("ARCHITECTURE.md")).context("ARCHITECTURE.md")?;
-    ensure!(page.lines().count() < 300, "ARCHITECTURE.md is a page, not a book");
+    let page =
+        std::fs::read_to_string(root().join("ARCHITECTURE.md")).context("ARCHITECTURE.md")?;
+    ensure!(
+        page.lines().count() < 300,
+        "ARCHITECTURE.md is a page, not a book"
+    );
     let code = page.split('`').skip(1).step_by(2);
     let named: Vec<&str> = code
         .filter(|text| text.contains('/') && !text.contains(char::is_whitespace))
@@ -136,7 +183,10 @@ fn the_architecture_page_names_what_exists() -> Result<()> {
         .collect();
     ensure!(named.len() > 15, "only {} places named", named.len());
     for place in named {
-        ensure!(root().join(place).exists(), "ARCHITECTURE.md names {place}, which is not there");
+        ensure!(
+            root().join(place).exists(),
+            "ARCHITECTURE.md names {place}, which is not there"
+        );
     }
     Ok(())
 }

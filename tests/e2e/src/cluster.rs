@@ -1,0 +1,363 @@
+//! Agents, tasks, and the questions that tests ask of them.
+
+use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf, time::Duration};
+
+use anyhow::{Context, Result, ensure};
+use portolan_testbed::{Lab, Namespace, Node, Output, Process, Protocol, binary, wait_until};
+use serde_json::Value;
+
+/// How long anything may take that only has to happen at some time.
+pub const PATIENCE: Duration = Duration::from_secs(15);
+/// The port of `/metrics` and the status page, on the underlay address of each node.
+pub const HTTP_PORT: u16 = 7947;
+
+/// How the agents of a cluster are started.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// How many nodes: n1, n2, ...
+    pub nodes: usize,
+    /// Further arguments of every `portolan agent`.
+    pub args: Vec<String>,
+}
+
+impl Options {
+    /// This many nodes, started as the README says.
+    pub fn nodes(nodes: usize) -> Self {
+        Self {
+            nodes,
+            args: Vec::new(),
+        }
+    }
+
+    /// With further arguments for every agent.
+    #[must_use]
+    pub fn args(mut self, args: &[&str]) -> Self {
+        self.args.extend(args.iter().map(|a| (*a).to_owned()));
+        self
+    }
+}
+
+/// A machine of the cluster, and the agent on it.
+struct Member {
+    node: Node,
+    agent: Option<Process>,
+}
+
+/// A running cluster. Dropping it kills the agents and removes everything.
+pub struct Cluster {
+    // Agents are killed before their namespaces go.
+    members: Vec<Member>,
+    options: Options,
+    /// The client's machine.
+    pub client: Node,
+    /// The network that they are on.
+    pub lab: Lab,
+}
+
+/// A task namespace, and the task that it was registered as.
+pub struct Task {
+    /// Where its program runs.
+    pub netns: Namespace,
+    /// The node that it is on, from 0.
+    pub node: usize,
+    /// The task's id.
+    pub id: String,
+    /// Network and address of each endpoint.
+    pub endpoints: Vec<(String, String)>,
+}
+
+impl Task {
+    /// Its address on a network.
+    pub fn address(&self, network: &str) -> Result<&str> {
+        let found = self.endpoints.iter().find(|(name, _)| name == network);
+        let (_, address) =
+            found.with_context(|| format!("task {} is not on {network}", self.id))?;
+        Ok(address)
+    }
+}
+
+impl Cluster {
+    /// Starts a cluster and waits until every node is ready and knows all the others.
+    pub fn start(prefix: &str, options: Options) -> Result<Self> {
+        let mut cluster = Self::prepare(prefix, options)?;
+        for node in 0..cluster.members.len() {
+            cluster.start_agent(node)?;
+        }
+        cluster.wait_ready()?;
+        Ok(cluster)
+    }
+
+    /// Makes the machines of a cluster, without starting an agent.
+    pub fn prepare(prefix: &str, options: Options) -> Result<Self> {
+        let lab = Lab::unique(prefix)?;
+        let client = lab.client("c1")?;
+        let members = (1..=options.nodes)
+            .map(|i| {
+                Ok(Member {
+                    node: lab.node(&format!("n{i}"))?,
+                    agent: None,
+                })
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let cluster = Self {
+            members,
+            options,
+            client,
+            lab,
+        };
+        for i in 0..cluster.members.len() {
+            cluster.write_key(i, &"6b".repeat(32))?;
+        }
+        Ok(cluster)
+    }
+
+    /// Gives a node a gossip key of 64 hexadecimal digits.
+    pub fn write_key(&self, node: usize, key: &str) -> Result<()> {
+        let path = self.file(node, "key");
+        fs::write(&path, format!("{key}\n")).with_context(|| path.display().to_string())?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
+        Ok(())
+    }
+
+    /// How many nodes it has.
+    pub fn len(&self) -> usize {
+        self.members.len()
+    }
+
+    /// Whether it has none.
+    pub fn is_empty(&self) -> bool {
+        self.members.is_empty()
+    }
+
+    /// A node's machine, from 0.
+    pub fn node(&self, node: usize) -> &Node {
+        &self.members[node].node
+    }
+
+    /// A file in a node's own directory, which goes with it.
+    pub fn file(&self, node: usize, name: &str) -> PathBuf {
+        self.node(node).dir().join(name)
+    }
+
+    /// Starts a node's agent, as it was before if it ran before.
+    pub fn start_agent(&mut self, node: usize) -> Result<()> {
+        self.start_agent_with(node, &[])
+    }
+
+    /// Starts a node's agent with further arguments.
+    pub fn start_agent_with(&mut self, node: usize, args: &[&str]) -> Result<()> {
+        let others = (0..self.len()).filter(|i| *i != node).take(3);
+        let join: Vec<String> = others.map(|i| self.node(i).ipv4().to_string()).collect();
+        let mut command = self.node(node).command(binary()?);
+        command
+            .arg("agent")
+            .args(["--name", &format!("n{}", node + 1)])
+            .args(["--advertise", &self.node(node).ipv4().to_string()])
+            .arg("--key-file")
+            .arg(self.file(node, "key"))
+            .arg("--state-dir")
+            .arg(self.file(node, "state"))
+            .arg("--socket")
+            .arg(self.file(node, "agent.sock"))
+            .args(["--http", &format!("0.0.0.0:{HTTP_PORT}")]);
+        if !join.is_empty() {
+            command.args(["--join", &join.join(",")]);
+        }
+        command.args(&self.options.args).args(args);
+        let agent = self.node(node).spawn(&mut command)?;
+        self.members[node].agent = Some(agent);
+        Ok(())
+    }
+
+    /// The agent of a node, which must be running.
+    pub fn agent(&mut self, node: usize) -> Result<&mut Process> {
+        let agent = self.members[node].agent.as_mut();
+        agent.with_context(|| format!("n{} has no agent", node + 1))
+    }
+
+    /// Kills a node's agent, as a crash would.
+    pub fn kill_agent(&mut self, node: usize) -> Result<()> {
+        let mut agent = self.members[node].agent.take().context("no agent")?;
+        agent.kill()?;
+        Ok(())
+    }
+
+    /// Ends a node's agent as an operator would, by SIGTERM.
+    pub fn stop_agent(&mut self, node: usize, within: Duration) -> Result<()> {
+        let mut agent = self.members[node].agent.take().context("no agent")?;
+        agent.terminate(within)?;
+        Ok(())
+    }
+
+    /// Runs `portolan ARGS` against a node's agent, whatever its status.
+    pub fn try_cli(&self, node: usize, args: &[&str]) -> Result<Output> {
+        let (program, socket) = (binary()?, self.file(node, "agent.sock"));
+        let mut line = vec![text(&program), "--socket".to_owned(), text(&socket)];
+        line.extend(args.iter().map(|a| (*a).to_owned()));
+        self.node(node).output(line)
+    }
+
+    /// Runs `portolan ARGS` against a node's agent; it must succeed.
+    pub fn cli(&self, node: usize, args: &[&str]) -> Result<String> {
+        let output = self.try_cli(node, args)?;
+        ensure!(
+            output.status.success(),
+            "n{}: portolan {args:?}: {}\n{}{}",
+            node + 1,
+            output.status,
+            output.stdout,
+            output.stderr
+        );
+        Ok(output.stdout)
+    }
+
+    /// Runs `portolan ARGS --format json` against a node's agent.
+    pub fn json(&self, node: usize, args: &[&str]) -> Result<Value> {
+        let mut args = args.to_vec();
+        args.extend(["--format", "json"]);
+        let text = self.cli(node, &args)?;
+        serde_json::from_str(&text).with_context(|| format!("portolan {args:?} printed {text}"))
+    }
+
+    /// Applies a stack file on a node.
+    pub fn apply(&self, node: usize, stack: &str) -> Result<String> {
+        let path = self.file(node, "stack.yml");
+        fs::write(&path, stack)?;
+        self.cli(node, &["apply", "-f", &text(&path)])
+    }
+
+    /// Makes a namespace, and registers it as a task of a service on a node. Its program is the caller's.
+    pub fn task(&mut self, label: &str, node: usize, service: &str) -> Result<Task> {
+        let netns = self.lab.task(label)?;
+        self.add_task(netns, node, service)
+    }
+
+    /// Registers a namespace, in which a program may run already, as a task of a service on a node.
+    pub fn add_task(&self, netns: Namespace, node: usize, service: &str) -> Result<Task> {
+        let path = text(&netns.path());
+        let row = self.json(node, &["task", "add", service, "--netns", &path])?;
+        let id = row["id"].as_str().context("no id")?.to_owned();
+        let endpoints = row["endpoints"].as_array().context("no endpoints")?;
+        let part = |e: &Value, i: usize| e[i].as_str().unwrap_or_default().to_owned();
+        let endpoints = endpoints.iter().map(|e| (part(e, 0), part(e, 1))).collect();
+        Ok(Task {
+            netns,
+            node,
+            id,
+            endpoints,
+        })
+    }
+
+    /// Makes a namespace with `portolan whoami` in it, on port 80 TCP and UDP, and registers it.
+    pub fn whoami(&mut self, label: &str, node: usize, service: &str) -> Result<Task> {
+        let netns = self.lab.task(label)?;
+        let mut command = netns.command(binary()?);
+        command.args(["whoami", "--name", label, "--http", "80", "--udp", "80"]);
+        let program = netns.spawn(&mut command)?;
+        program.listening(80)?.bound(Protocol::Udp, 80)?;
+        self.add_task(netns, node, service)
+    }
+
+    /// Waits until every agent is ready and has all the others for members.
+    pub fn wait_ready(&self) -> Result<()> {
+        for node in 0..self.len() {
+            if self.members[node].agent.is_some() {
+                self.wait_node_ready(node)?;
+            }
+        }
+        let running = self.members.iter().filter(|m| m.agent.is_some()).count();
+        for node in (0..self.len()).filter(|i| self.members[*i].agent.is_some()) {
+            self.wait_for(node, "all members", &["nodes"], |rows| {
+                let alive = rows.as_array().into_iter().flatten();
+                alive
+                    .filter(|row| row["membership"] == "alive" && row["state"] != "")
+                    .count()
+                    == running
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Waits until a node's agent is ready.
+    pub fn wait_node_ready(&self, node: usize) -> Result<()> {
+        let awaited = self.wait_for(node, "readiness", &["status"], |status| {
+            status["waiting_for"].as_array().is_some_and(Vec::is_empty)
+        });
+        let log = || {
+            self.members[node]
+                .agent
+                .as_ref()
+                .map(Process::log_tail)
+                .unwrap_or_default()
+        };
+        awaited.with_context(log)?;
+        Ok(())
+    }
+
+    /// Waits until `portolan ARGS` on a node prints JSON that is right.
+    pub fn wait_for(
+        &self,
+        node: usize,
+        what: &str,
+        args: &[&str],
+        right: impl Fn(&Value) -> bool,
+    ) -> Result<Value> {
+        self.wait_within(PATIENCE, node, what, args, right)
+    }
+
+    /// Waits for so long until `portolan ARGS` on a node prints JSON that is right.
+    pub fn wait_within(
+        &self,
+        within: Duration,
+        node: usize,
+        what: &str,
+        args: &[&str],
+        right: impl Fn(&Value) -> bool,
+    ) -> Result<Value> {
+        let mut last = Value::Null;
+        let found = wait_until(within, &format!("n{}: {what}", node + 1), || {
+            last = match self.json(node, args) {
+                Ok(value) => value,
+                // The agent may be about to start.
+                Err(error) => Value::String(format!("{error:#}")),
+            };
+            Ok(right(&last).then(|| last.clone()))
+        });
+        found.with_context(|| format!("last seen: {last:#}"))
+    }
+
+    /// Waits until a node counts this many healthy tasks of a service.
+    pub fn wait_healthy(&self, node: usize, service: &str, count: usize) -> Result<()> {
+        self.wait_for(
+            node,
+            &format!("{count} healthy tasks of {service}"),
+            &["services"],
+            |rows| {
+                let mut rows = rows.as_array().into_iter().flatten();
+                rows.any(|row| row["name"] == service && row["healthy"] == count)
+            },
+        )?;
+        Ok(())
+    }
+
+    /// Waits until every running node counts this many healthy tasks of a service.
+    pub fn wait_healthy_everywhere(&self, service: &str, count: usize) -> Result<()> {
+        let running = (0..self.len()).filter(|i| self.members[*i].agent.is_some());
+        running
+            .into_iter()
+            .try_for_each(|node| self.wait_healthy(node, service, count))
+    }
+
+    /// The hash of all records as a node has it.
+    pub fn table_hash(&self, node: usize) -> Result<String> {
+        let status = self.json(node, &["status"])?;
+        Ok(status["table_hash"]
+            .as_str()
+            .context("no table hash")?
+            .to_owned())
+    }
+}
+
+fn text(path: &std::path::Path) -> String {
+    path.to_string_lossy().into_owned()
+}

@@ -1,0 +1,4 @@
+//! Configuration files.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|text: &str| drop(portolan_agent::config::parse_toml(text)));
