@@ -110,8 +110,8 @@ impl Default for Timing {
             stream: Duration::from_secs(5),
             join: Duration::from_secs(5),
             clone_patience: Duration::from_secs(8),
-            keep: Duration::from_secs(600),
-            keep_member: Duration::from_secs(3600),
+            keep: Duration::from_mins(10),
+            keep_member: Duration::from_hours(1),
             hold_previous: Duration::from_secs(10),
         }
     }

@@ -520,7 +520,7 @@ impl Core {
             Effect::Up(id) => {
                 self.dirty = true;
                 self.stats.joins += 1;
-                self.table.show(id.node);
+                self.table.show(id.node, id.boot, now);
                 if self
                     .table
                     .life(id.node)
@@ -529,6 +529,13 @@ impl Core {
                     // New, or back from a partition: it has news, and so have we.
                     let soon = self.jitter(Duration::from_millis(200));
                     self.timers.set(now + soon, 9, Timer::Pull(id.node));
+                }
+            }
+            Effect::Renamed(id) => {
+                self.dirty = true;
+                let known = self.membership.known().get(&id.node);
+                if known.is_some_and(|known| known.state.is_active() && known.identity == id) {
+                    self.table.show(id.node, id.boot, now);
                 }
             }
             Effect::Down(id) => {

@@ -22,6 +22,8 @@ mod keyring;
 mod membership;
 mod queue;
 mod seal;
+#[cfg(feature = "sim")]
+pub mod sim;
 mod stats;
 mod table;
 mod view;
@@ -33,3 +35,10 @@ pub use handle::{Gossip, RecordError, Rejection};
 pub use keyring::{Key, KeyEntry, KeyError, KeyId, Keyring, MAX_KEYS};
 pub use stats::{Drops, Pulls, Stats};
 pub use view::{Member, MemberState, Owner, View};
+
+/// Decodes what a datagram carries beneath the encryption, for a fuzz target: no bytes may panic.
+#[cfg(feature = "fuzzing")]
+pub fn fuzz_datagram(bytes: &[u8]) {
+    let _ = codec::datagram::decode(bytes::Bytes::copy_from_slice(bytes));
+    let _ = codec::stream::Message::decode(bytes::Bytes::copy_from_slice(bytes));
+}

@@ -38,6 +38,8 @@ pub(crate) enum Effect {
     Timer { timer: Due, after: Duration },
     /// A member came up.
     Up(Identity),
+    /// A member that is up has another identity now.
+    Renamed(Identity),
     /// A member went down.
     Down(Identity),
     /// This node has another identity now, because it was declared down.
@@ -368,18 +370,17 @@ impl Membership {
     }
 
     /// Whether foca may see an identity as a sender.
-    fn vet(&mut self, src: Identity) -> Result<(), Refused> {
+    fn vet(&self, src: Identity) -> Result<(), Refused> {
         match self.state_of(src.node).map(|known| *known.id()) {
             // Another bump of the same life and place sorts itself out within foca.
             Some(known) if known.boot == src.boot && known.addr == src.addr => Ok(()),
             Some(known) if foca::Identity::win_addr_conflict(&known, &src) => {
                 Err(Refused::Superseded(known))
             }
-            Some(_) => Ok(()),
             None if self.foca.iter_membership_state().len() >= self.limits.members => {
                 Err(Refused::Limit)
             }
-            None => Ok(()),
+            Some(_) | None => Ok(()),
         }
     }
 
@@ -523,6 +524,7 @@ impl foca::Runtime<Identity> for Runtime<'_> {
         match notification {
             Notification::MemberUp(id) => self.effects.push(Effect::Up(*id)),
             Notification::MemberDown(id) => self.effects.push(Effect::Down(*id)),
+            Notification::Rename(_, id) => self.effects.push(Effect::Renamed(*id)),
             Notification::Rejoin(_) => {
                 self.renewed = true;
                 self.effects.push(Effect::Renewed);

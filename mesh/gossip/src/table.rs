@@ -247,8 +247,8 @@ impl Table {
             Some(known) if boot < known => false,
             Some(known) if boot == known => true,
             Some(_) => {
-                let until = now + self.keep.previous;
                 let living = self.living.contains(&owner);
+                let until = living.then_some(now + self.keep.previous);
                 self.update(owner, |slot| {
                     let log = std::mem::replace(&mut slot.log, Log::new(boot));
                     slot.log = log.succeed(boot, until);
@@ -272,14 +272,26 @@ impl Table {
         }
     }
 
-    /// The owner is a living member: its records count.
-    pub(crate) fn show(&mut self, owner: NodeId) {
+    /// The owner is a living member, in this life: its records count. Those of an earlier life
+    /// stand in for a while, unless the owner was gone in between.
+    pub(crate) fn show(&mut self, owner: NodeId, boot: u64, now: Duration) {
         self.living.insert(owner);
-        let departed = self.life(owner).is_none_or(|(_, departed)| departed);
-        if !departed {
-            self.update(owner, |slot| slot.hidden = None);
-            self.changed = true;
+        let keep = self.keep.previous;
+        let Some((known, departed)) = self.life(owner) else {
+            return;
+        };
+        if known == boot && departed {
+            return;
         }
+        self.update(owner, |slot| {
+            if known < boot {
+                let held = slot.hidden.is_none();
+                let log = std::mem::replace(&mut slot.log, Log::new(boot));
+                slot.log = log.succeed(boot, held.then_some(now + keep));
+            }
+            slot.hidden = None;
+        });
+        self.changed = true;
     }
 
     /// The owner is down: its records are kept, and hidden.

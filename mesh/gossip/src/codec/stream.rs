@@ -171,7 +171,9 @@ fn get_bool(buf: &mut impl Buf) -> Result<bool> {
 
 fn put_list<T>(buf: &mut BytesMut, list: &[T], put: impl Fn(&mut BytesMut, &T)) {
     super::put_varint(buf, list.len() as u64);
-    list.iter().for_each(|item| put(buf, item));
+    for item in list {
+        put(buf, item);
+    }
 }
 
 fn get_list<T>(

@@ -27,7 +27,7 @@ const BUDGET: usize = 4 << 20;
 /// One random pull in this many compares everything, whatever the hashes say.
 const FULL: u64 = 10;
 /// How long a peer is left alone after a pull that changed nothing: doubled each time.
-const BACKOFF: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(60));
+const BACKOFF: (Duration, Duration) = (Duration::from_secs(2), Duration::from_mins(1));
 /// Between two tries of a node that is alone.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(2));
 /// Between two tries of a seed that is no member, by a node that is not alone.

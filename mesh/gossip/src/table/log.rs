@@ -77,10 +77,14 @@ impl Log {
 
     /// A later life of an owner. What the earlier one had stays on show until `until`, or until the
     /// new life is complete: a restart would otherwise look like a loss of all records.
-    pub(crate) fn succeed(mut self, boot: u64, until: Duration) -> Self {
+    pub(crate) fn succeed(mut self, boot: u64, until: Option<Duration>) -> Self {
         let mut next = Self::new(boot);
-        if !self.departed {
+        if let Some(until) = until.filter(|_| !self.departed) {
             let shown = self.show(true);
+            // A life that ended before it was complete passes on what it stood in for.
+            let until = self
+                .previous
+                .map_or(until, |(_, earlier)| earlier.min(until));
             if !shown.records.is_empty() {
                 next.previous = Some((shown, until));
             }
@@ -123,6 +127,10 @@ impl Log {
 
     /// Equal for two logs of one owner exactly if they agree.
     pub(crate) fn hash(&self, owner: NodeId) -> u64 {
+        if self.contig == 0 && self.keys.is_empty() {
+            // Some know that this life has begun and some do not, and neither misses anything.
+            return 0;
+        }
         let place = mix(hash_bytes(owner.as_bytes()) ^ mix(self.boot));
         mix(place ^ mix(self.contig) ^ self.content.rotate_left(32))
     }
@@ -176,7 +184,7 @@ impl Log {
             }
             let known = self.keys.get(&change.key).map(|entry| entry.seq);
             let stale = known.is_some_and(|seq| seq >= change.seq);
-            if (change.seq <= self.contig && !repair) || (stale && !repair) {
+            if !repair && (stale || change.seq <= self.contig) {
                 continue;
             }
             if known.is_none() && self.keys.len() >= limit {
