@@ -167,6 +167,9 @@ fn parse_range(text: &str) -> Result<Ports, PortError> {
             count: 1,
         });
     };
+    if first.is_empty() || last.is_empty() {
+        return Err(PortError::NotANumber(quoted(text)));
+    }
     let (first, last) = (parse_number(first)?, parse_number(last)?);
     let Some(more) = last.checked_sub(first) else {
         return Err(PortError::Reversed(text.to_owned()));

@@ -8,15 +8,16 @@ use serde::{
     de::{MapAccess, SeqAccess, Visitor},
 };
 use serde_saphyr::{
-    Location, MessageFormatter, Spanned, UserMessageFormatter, options::NonFiniteFloatPolicy,
+    Error, Location, MessageFormatter, Spanned, UserMessageFormatter, budget::BudgetBreach,
+    options::NonFiniteFloatPolicy,
 };
 
 use crate::diagnostic::{Fault, Place};
 
 /// Larger files are refused before they are parsed; the largest of real ones have some hundred KiB.
 const MAX_BYTES: usize = 4 << 20;
-/// Deeper files are refused: the network part needs seven levels, and every level takes stack.
-const MAX_DEPTH: usize = 64;
+/// Deeper files are refused. Real ones have some ten levels, and each takes up to 50 KiB of stack.
+const MAX_DEPTH: usize = 20;
 /// Nodes after the expansion of aliases, so that a few lines cannot become a million.
 const MAX_NODES: usize = 100_000;
 
@@ -69,13 +70,37 @@ impl Node {
             with_snippet: false,
         };
         serde_saphyr::from_str_with_options(text, options).map_err(|error| {
-            let message = UserMessageFormatter.format_message(&error).into_owned();
-            let fault = Fault {
-                message: format!("not valid YAML: {message}"),
-                remedy: None,
-            };
-            (error.location().and_then(place), fault)
+            let at = error.location().and_then(place);
+            (at, fault_of(&error))
         })
+    }
+}
+
+fn fault_of(error: &Error) -> Fault {
+    match error {
+        // Something wrong below an alias; the place is that of the alias.
+        Error::AliasError { error, .. } => fault_of(error),
+        Error::Budget {
+            breach: BudgetBreach::Depth { .. },
+            ..
+        } => Fault::new(
+            format!("the file is nested deeper than {MAX_DEPTH} levels"),
+            "flatten it here",
+        ),
+        Error::Budget {
+            breach: BudgetBreach::Nodes { .. },
+            ..
+        } => Fault::new(
+            format!("the file has more than {MAX_NODES} values, with its aliases filled in"),
+            "split it into several stacks, or use fewer aliases",
+        ),
+        other => Fault {
+            message: format!(
+                "not valid YAML: {}",
+                UserMessageFormatter.format_message(other)
+            ),
+            remedy: None,
+        },
     }
 }
 

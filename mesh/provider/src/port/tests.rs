@@ -46,7 +46,7 @@ fn what_is_no_port_says_what_to_write() {
         ("[::1]80", format!("'[::1]80' {FORM}")),
         ("http", "'http' is no port number; write one of 1-65535".into()),
         ("80:web", "'web' is no port number; write one of 1-65535".into()),
-        ("-1:80", "'' is no port number; write one of 1-65535".into()),
+        ("-1:80", "'-1' is no port number; write one of 1-65535".into()),
         ("+80", "'+80' is no port number; write one of 1-65535".into()),
         ("70000:80", "port 70000 is out of range; write one of 1-65535".into()),
         ("8080:0", "port 0 is out of range; write one of 1-65535".into()),

@@ -201,7 +201,7 @@ fn read_pools(at: &At<'_>, context: &Context) -> Option<Ipv4Network> {
                     if let Some(first) = found {
                         option.value.error(
                             format!("the network has the subnet {first} already"),
-                            "leave one subnet; a larger one if it is too small",
+                            "leave one subnet, and make it larger if it is too small",
                         );
                     }
                     found = found.or(Some(subnet));

@@ -135,10 +135,12 @@ fn read_health(at: &At<'_>) -> Option<HealthCheck> {
             return None;
         }
         (false, false) => {
-            at.error(
-                "the check asks nothing",
-                "add `tcp: PORT`, `tcp: true` or `http: /path`",
-            );
+            if at.is_map() || at.is_null() {
+                at.error(
+                    "the check asks nothing",
+                    "add `tcp: PORT`, `tcp: true` or `http: /path`",
+                );
+            }
             return None;
         }
     };

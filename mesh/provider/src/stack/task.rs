@@ -137,7 +137,7 @@ fn read_address(at: &At<'_>) -> Option<TaskPlace> {
     let Ok(address) = text.parse::<IpAddr>() else {
         at.error(
             format!("{} is no address", quoted(&text)),
-            "write an IP address without a port; the ports are those of the service",
+            "write an IP address without a port, as the ports are those of the service",
         );
         return None;
     };

@@ -19,6 +19,9 @@ const KEYS: &[&str] = &[
     "target",
 ];
 
+/// Each port is compared with all before it, so that there must not be any number of them.
+const MAX_PORTS: usize = 8192;
+
 pub(super) fn read_all(at: &At<'_>, service: &str, context: &mut Context) -> Vec<PublishedPort> {
     let mut ports = Vec::new();
     for item in at.items() {
@@ -30,6 +33,13 @@ pub(super) fn read_all(at: &At<'_>, service: &str, context: &mut Context) -> Vec
         let Some(port) = port else { continue };
         // Ports still to be chosen cannot collide.
         if port.published > 0 {
+            if context.ports.len() >= MAX_PORTS {
+                item.error(
+                    format!("the file publishes more than {MAX_PORTS} ports"),
+                    "split it into several stacks, or use ranges",
+                );
+                break;
+            }
             if is_taken(&item, &port, service, context) {
                 continue;
             }
