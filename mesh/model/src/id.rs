@@ -55,7 +55,7 @@ pub enum NameError {
     #[error("the name is empty; give 1 to {MAX_NAME} letters, digits, '-', '_' or '.'")]
     Empty,
     /// A name must fit into one DNS label.
-    #[error("'{0}' is longer than {MAX_NAME} characters")]
+    #[error("'{0}' is longer than {MAX_NAME} characters; shorten it")]
     TooLong(String),
     /// The first character that is not allowed at its place.
     #[error(

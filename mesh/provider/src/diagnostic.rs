@@ -137,12 +137,15 @@ pub(crate) fn quoted(text: &str) -> String {
     format!("'{start}...'")
 }
 
-/// Control characters of a file must not reach a terminal or break a line of a log.
+/// Text of a file must not fill a screen, and its control characters not reach a terminal or break a line
+/// of a log.
 fn printable(text: String) -> String {
-    if !text.contains(char::is_control) {
+    const LONGEST: usize = 1000;
+    if text.len() <= LONGEST && !text.contains(char::is_control) {
         return text;
     }
     text.chars()
+        .take(LONGEST)
         .flat_map(|c| {
             let escaped = c.is_control().then(|| c.escape_default());
             let plain = escaped.is_none().then_some(c);

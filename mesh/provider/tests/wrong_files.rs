@@ -110,6 +110,16 @@ fn names() {
             "2:56: networks.b: network shop_a is declared already under another key; give one of the two another `name`",
         ],
     );
+    let long = "n".repeat(59);
+    check(
+        &format!("services: {{{long}: }}\nnetworks: {{x: {{name: shop_default}}}}"),
+        &[
+            "1:1: network shop_default is declared under another key and is the default network too; give every service its `networks`, or call the key `default`",
+            &format!(
+                "1:12: services.{long}: 'shop_{long}' is longer than 63 characters; shorten it"
+            ),
+        ],
+    );
     let asked = parse("services: {web: }", "stack.yml", Some("a b")).unwrap_err();
     assert_eq!(
         asked[0].to_string(),

@@ -146,6 +146,7 @@ fn read_address(at: &At<'_>) -> Option<TaskPlace> {
         a if a.is_unspecified() => "is every address and none",
         a if a.is_multicast() => "is a multicast address",
         IpAddr::V4(a) if a.is_broadcast() => "is the broadcast address",
+        IpAddr::V6(a) if a.is_unicast_link_local() => "is link-local, known on one link only",
         _ => return Some(TaskPlace::Address(address)),
     };
     at.error(
