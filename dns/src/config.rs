@@ -32,8 +32,8 @@ pub struct DnsConfig {
     pub task_ttl: Duration,
     /// How long clients may keep VIPs. Whole seconds.
     pub vip_ttl: Duration,
-    /// How long all attempts together may take to get an upstream's answer. Stub resolvers give up
-    /// after 5 s (resolv.conf(5)), so it is better less.
+    /// How long upstreams are asked for an answer; one attempt takes a third of it at most. Stub
+    /// resolvers give up after 5 s (resolv.conf(5)), so it is better less.
     pub forward_timeout: Duration,
     /// How many forwarded queries may be under way at once; more get SERVFAIL.
     pub max_forwards: usize,

@@ -8,15 +8,12 @@ use std::{
     collections::BTreeSet,
     net::SocketAddr,
     sync::atomic::{AtomicUsize, Ordering},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
 use hickory_proto::op::{Message, ResponseCode};
-use tokio::{
-    sync::Semaphore,
-    time::{Instant, timeout_at},
-};
+use tokio::sync::Semaphore;
 
 use crate::{
     DnsConfig,
@@ -85,7 +82,7 @@ impl Forwarder {
     pub(crate) async fn forward(&self, request: &Request, counters: &Counters) -> Message {
         count(&counters.forwarded);
         let key = Key::of(request);
-        if let Some(kept) = self.cache.get(&key) {
+        if let Some(kept) = self.cache.get(&key, Instant::now()) {
             count(&counters.cache_hits);
             return adopt(request, kept);
         }
@@ -99,7 +96,7 @@ impl Forwarder {
             failure.metadata.recursion_available = true;
             return failure;
         };
-        self.cache.insert(key, &message, bytes);
+        self.cache.insert(key, &message, bytes, Instant::now());
         adopt(request, message)
     }
 
@@ -126,18 +123,16 @@ impl Forwarder {
             if refusing.contains(&server) {
                 continue;
             }
-            let attempt = deadline.min(Instant::now() + self.timeout / ATTEMPTS);
-            match timeout_at(attempt, exchange::exchange(server, request)).await {
-                Ok(Ok(answer)) if is_good(&answer.0) => {
+            match exchange::exchange(server, request, self.timeout / ATTEMPTS).await {
+                Ok(answer) if is_good(&answer.0) => {
                     self.preferred.store(at, Ordering::Relaxed);
                     return Some(answer);
                 }
-                Ok(Ok(answer)) => {
+                Ok(answer) => {
                     refusing.insert(server);
                     bad = Some(answer);
                 }
-                Ok(Err(error)) => tracing::debug!(%server, %error, "an upstream failed"),
-                Err(_) => tracing::debug!(%server, "an upstream did not answer in time"),
+                Err(error) => tracing::debug!(%server, %error, "an upstream failed"),
             }
         }
         bad

@@ -15,6 +15,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use hickory_proto::op::ResponseCode;
 use portolan_model::{NetworkName, NodeId, Snapshot};
 use tokio::{
     sync::watch,
@@ -166,7 +167,7 @@ impl DnsServer {
         match &action {
             Action::Drop => count(&self.counters.malformed),
             Action::Reply(reply) => {
-                if reply.qtype.is_none() {
+                if reply.qtype.is_none() && reply.code == ResponseCode::FormErr {
                     count(&self.counters.malformed);
                 }
                 self.counters.reply(reply.qtype, reply.code);
@@ -226,6 +227,7 @@ impl Listeners {
             }
             match listener::bind(key.1) {
                 Ok(sockets) => {
+                    tracing::info!("serving {}", object(&key));
                     server.problems.clear(&object(&key));
                     let token = cancel.child_token();
                     self.bound.insert(key.clone(), token.clone());

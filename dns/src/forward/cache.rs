@@ -3,13 +3,13 @@
 use std::{
     collections::HashMap,
     sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
 };
 
 use hickory_proto::{
     op::{Message, Query, ResponseCode},
     rr::{RData, Record},
 };
-use tokio::time::{Duration, Instant};
 
 use crate::message::Request;
 
@@ -73,8 +73,7 @@ impl Cache {
     }
 
     /// An answer that is still good, its TTLs counted down.
-    pub(super) fn get(&self, key: &Key) -> Option<Message> {
-        let now = Instant::now();
+    pub(super) fn get(&self, key: &Key, now: Instant) -> Option<Message> {
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((key, entry)) = entries.old.remove_entry(key) {
             self.put(&mut entries, key, entry);
@@ -94,18 +93,17 @@ impl Cache {
     }
 
     /// Keeps an answer of that length, if it may be kept.
-    pub(super) fn insert(&self, key: Key, message: &Message, bytes: usize) {
+    pub(super) fn insert(&self, key: Key, message: &Message, bytes: usize, now: Instant) {
         let Some(ttl) = lifetime(message) else {
             return;
         };
         if self.generation == 0 || ttl == 0 || bytes > MAX_BYTES {
             return;
         }
-        let since = Instant::now();
         let entry = Entry {
             message: message.clone(),
-            since,
-            until: since + Duration::from_secs(ttl.into()),
+            since: now,
+            until: now + Duration::from_secs(ttl.into()),
         };
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
         self.put(&mut entries, key, entry);
@@ -145,5 +143,86 @@ fn lifetime(message: &Message) -> Option<u32> {
             Some(ttl.min(MAX_NEGATIVE_TTL))
         }
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hickory_proto::{
+        op::{MessageType, OpCode},
+        rr::{Name, RecordType, rdata::A},
+    };
+
+    use super::*;
+
+    fn key(name: &str) -> Key {
+        Key {
+            query: Query::query(Name::from_ascii(name).unwrap(), RecordType::A),
+            recursion_desired: true,
+            checking_disabled: false,
+            authentic_data: false,
+            dnssec_ok: None,
+        }
+    }
+
+    fn answer(ttl: u32) -> Message {
+        let mut message = Message::new(1, MessageType::Response, OpCode::Query);
+        let a = RData::A(A([192, 0, 2, 1].into()));
+        message.add_answer(Record::from_rdata(Name::root(), ttl, a));
+        message
+    }
+
+    #[test]
+    fn an_answer_ages_and_goes() {
+        let cache = Cache::new(10);
+        let start = Instant::now();
+        let after = |seconds| start + Duration::from_secs(seconds);
+        cache.insert(key("a."), &answer(30), 100, start);
+        let aged = cache.get(&key("A."), after(12)).unwrap();
+        assert_eq!(aged.answers[0].ttl, 18);
+        assert!(cache.get(&key("a."), after(30)).is_none());
+        assert!(cache.get(&key("b."), start).is_none());
+    }
+
+    #[test]
+    fn what_is_used_stays_and_the_number_is_bounded() {
+        let cache = Cache::new(10);
+        let now = Instant::now();
+        cache.insert(key("used."), &answer(3600), 100, now);
+        for n in 0..100 {
+            cache.insert(key(&format!("x{n}.")), &answer(3600), 100, now);
+            assert!(cache.get(&key("used."), now).is_some(), "after {n}");
+            let entries = cache.entries.lock().unwrap();
+            assert!(entries.young.len() + entries.old.len() <= 10);
+        }
+        assert!(cache.get(&key("x0."), now).is_none());
+        cache.clear();
+        assert!(cache.get(&key("used."), now).is_none());
+    }
+
+    #[test]
+    fn some_answers_are_not_kept() {
+        let cache = Cache::new(10);
+        let now = Instant::now();
+        let mut cut = answer(30);
+        cut.metadata.truncation = true;
+        let mut failure = answer(30);
+        failure.metadata.response_code = ResponseCode::ServFail;
+        let mut endless = answer(30);
+        endless.answers.clear();
+        let wrong = [
+            (cut, 9),
+            (failure, 9),
+            (endless, 9),
+            (answer(0), 9),
+            (answer(30), 5000),
+        ];
+        for (message, bytes) in wrong {
+            cache.insert(key("a."), &message, bytes, now);
+            assert!(cache.get(&key("a."), now).is_none(), "{message}");
+        }
+        let none = Cache::new(0);
+        none.insert(key("a."), &answer(30), 9, now);
+        assert!(none.get(&key("a."), now).is_none());
     }
 }

@@ -1,17 +1,21 @@
 //! One query to one upstream: over UDP, and over TCP if the answer is cut.
 
-use std::{io, net::SocketAddr};
+use std::{io, net::SocketAddr, time::Duration};
 
 use hickory_proto::{
     ProtoError,
-    op::{Message, MessageType, OpCode},
+    op::{Message, MessageType, OpCode, ResponseCode},
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpStream, UdpSocket},
+    time::{error::Elapsed, timeout},
 };
 
-use crate::message::{Request, UDP_PAYLOAD, opt};
+use crate::message::{Request, opt};
+
+/// Room for what upstreams send over UDP, those included that send more than they were told to.
+const LONGEST_DATAGRAM: usize = 4096;
 
 /// Why an upstream gave no answer.
 #[derive(Debug, thiserror::Error)]
@@ -19,6 +23,9 @@ pub(super) enum ExchangeError {
     /// It could not be reached, or went away.
     #[error(transparent)]
     Io(#[from] io::Error),
+    /// It did not answer in time.
+    #[error("no answer in time")]
+    Silent(#[from] Elapsed),
     /// The query cannot be encoded.
     #[error(transparent)]
     Encode(#[from] ProtoError),
@@ -27,22 +34,27 @@ pub(super) enum ExchangeError {
     Wrong,
 }
 
-/// Asks an upstream what a client asked us. Returns its answer and the answer's length.
+/// Asks an upstream what a client asked us, with `patience` for UDP and again for TCP. Returns its
+/// answer and the answer's length.
 ///
 /// Each query has a socket of its own, and so a port that others have to guess, as they have the id
 /// (RFC 5452).
 pub(super) async fn exchange(
     server: SocketAddr,
     request: &Request,
+    patience: Duration,
 ) -> Result<(Message, usize), ExchangeError> {
     let query = upstream_query(request);
     let bytes = query.to_vec()?;
-    let answer = over_udp(server, &query, &bytes).await?;
+    let answer = timeout(patience, over_udp(server, &query, &bytes)).await??;
     if !answer.0.metadata.truncation {
         return Ok(answer);
     }
     // A client that cannot use TCP is better off with a part than with nothing.
-    Ok(over_tcp(server, &query, &bytes).await.unwrap_or(answer))
+    match timeout(patience, over_tcp(server, &query, &bytes)).await {
+        Ok(Ok(whole)) => Ok(whole),
+        Ok(Err(_)) | Err(_) => Ok(answer),
+    }
 }
 
 fn upstream_query(request: &Request) -> Message {
@@ -68,7 +80,7 @@ async fn over_udp(
     let socket = UdpSocket::bind(any).await?;
     socket.connect(server).await?;
     socket.send(bytes).await?;
-    let mut buffer = [0; UDP_PAYLOAD as usize];
+    let mut buffer = [0; LONGEST_DATAGRAM];
     loop {
         let length = socket.recv(&mut buffer).await?;
         // Anyone can send anything to the port: what does not fit is passed over, not believed.
@@ -99,9 +111,15 @@ async fn over_tcp(
 /// The message in these bytes, if it answers that query.
 fn answer_to(query: &Message, bytes: &[u8]) -> Option<Message> {
     let answer = Message::from_vec(bytes).ok()?;
+    // A server that refuses or does not understand may leave the question out.
+    let unread = answer.queries.is_empty()
+        && !matches!(
+            answer.metadata.response_code,
+            ResponseCode::NoError | ResponseCode::NXDomain
+        );
     let fits = answer.metadata.id == query.metadata.id
         && answer.metadata.message_type == MessageType::Response
         && answer.metadata.op_code == OpCode::Query
-        && answer.queries == query.queries;
+        && (answer.queries == query.queries || unread);
     fits.then_some(answer)
 }

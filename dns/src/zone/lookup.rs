@@ -14,6 +14,8 @@ use crate::ports;
 /// A question, and what all answers to it share.
 struct Asked<'a> {
     name: &'a Name,
+    /// The address that it is the reverse of.
+    address: Option<IpAddr>,
     qtype: RecordType,
     rotation: &'a Rotation,
     synced: bool,
@@ -35,6 +37,7 @@ impl Zones {
         };
         let asked = Asked {
             name,
+            address: host_address(name),
             qtype,
             rotation,
             synced: self.synced,
@@ -48,7 +51,7 @@ impl Zones {
             return found;
         }
         let ours = name.iter().len() == 1
-            || host_address(name).is_some_and(|ip| self.is_mesh_address(ip))
+            || asked.address.is_some_and(|ip| self.is_mesh_address(ip))
             || (!self.synced && zone.may_turn_out_ours(name));
         if ours { asked.absent() } else { Found::Foreign }
     }
@@ -78,8 +81,7 @@ impl Asked<'_> {
 impl Zone {
     /// `None` if the name is unknown here.
     fn lookup(&self, asked: &Asked<'_>) -> Option<Found> {
-        let address = host_address(asked.name);
-        if let Some(names) = address.and_then(|ip| self.pointers.get(&ip)) {
+        if let Some(names) = asked.address.and_then(|ip| self.pointers.get(&ip)) {
             return Some(pointers(asked, names));
         }
         let relative = self.relative(asked.name);
