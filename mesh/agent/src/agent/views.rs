@@ -13,6 +13,8 @@ use portolan_gossip::{KeyId, Member, MemberState, View};
 use portolan_model::{NodeState, PlaneChoice, Snapshot};
 use portolan_plane::{BackendState, Frontend, FrontendSpec, PlaneKind, Standing};
 
+pub(super) use rows::task_word;
+
 use super::{overlay_thread::OverlayStanding, runner::Reasons, shared::Shared};
 use crate::{
     api::{Counts, PlaneRow, PortRow, Status},
@@ -148,7 +150,7 @@ impl Facts {
     }
 
     /// Everything that is not as it should be: of the node itself first, then members, then objects.
-    fn problems(&self) -> Vec<String> {
+    pub(super) fn problems(&self) -> Vec<String> {
         let mut problems = self.reasons.problems.clone();
         problems.extend(self.overlay.problems.iter().cloned());
         problems.extend(self.plane_problems());
