@@ -57,6 +57,10 @@ nextest:
 	    exec $(CARGO) test --locked --workspace --lib --bins --tests -- --test-threads=2; \
 	fi
 
+.PHONY: fuzz-smoke
+fuzz-smoke: ## Fuzz everything that reads input from outside, 30 seconds each
+	tests/fuzz/run 30
+
 .PHONY: sim
 sim: ## Simulate the gossip of 1000 nodes, and print its figures
 	$(CARGO) run --locked --release -p portolan-gossip --example sim -- --nodes 1000
