@@ -3,7 +3,12 @@
 //! What foca alone does not do is here: hearsay does not take down a member that is well as far as
 //! this node knows, pings are repeated and tried over TCP, an ill node gives suspects more time.
 
-use std::{collections::BTreeMap, num::NonZeroU8, num::NonZeroUsize, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    num::NonZeroU8,
+    num::NonZeroUsize,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use foca::{Foca, Message, NoCustomBroadcast, Notification, PeriodicParams, State, Timer};
@@ -53,8 +58,8 @@ pub(crate) enum Effect {
 pub(crate) enum Due {
     /// One of foca's own.
     Foca(Timer<Identity>),
-    /// A member that others say is down has had its time to object.
-    Hearsay { member: Identity, incarnation: u16 },
+    /// Others say that a member is down which is well as far as this node knows: look after it.
+    Hearsay { member: Identity, step: u32 },
 }
 
 impl Due {
@@ -103,6 +108,8 @@ pub(crate) struct Membership {
     timing: Timing,
     limits: Limits,
     known: BTreeMap<NodeId, Known>,
+    /// Members that others say are down, and that are being called.
+    hearsay: BTreeSet<NodeId>,
     /// Lives that ended by leaving.
     left: BTreeMap<NodeId, u64>,
     peers: Vec<Identity>,
@@ -128,6 +135,7 @@ impl Membership {
             timing,
             limits,
             known: BTreeMap::new(),
+            hearsay: BTreeSet::new(),
             left: BTreeMap::new(),
             peers: Vec::new(),
             stale: true,
@@ -196,6 +204,7 @@ impl Membership {
             return Err(Refused::Misdirected);
         }
         self.vet(src)?;
+        self.hearsay.remove(&src.node);
         let before = packet.updates.len();
         let from_itself = |update: &Update| update.id().node == src.node;
         packet.updates = std::mem::take(&mut packet.updates)
@@ -270,18 +279,7 @@ impl Membership {
                 }
                 let _ = self.drive(now, |foca, runtime| foca.handle_timer(timer, runtime));
             }
-            Due::Hearsay {
-                member,
-                incarnation,
-            } => {
-                let suspect = Update::new(member, incarnation, State::Suspect);
-                if self.state_of(member.node) == Some(&suspect) {
-                    let down = Update::new(member, incarnation, State::Down);
-                    let _ = self.drive(now, |foca, runtime| {
-                        foca.apply_many([down].into_iter(), true, runtime)
-                    });
-                }
-            }
+            Due::Hearsay { member, step } => self.look_after(member, step, now),
         }
     }
 
@@ -291,10 +289,7 @@ impl Membership {
         self.stale = true;
         let member = self.state_of(node).filter(|m| m.id().boot == boot).cloned();
         if let Some(member) = member.filter(|m| m.state() != State::Down) {
-            let down = Update::new(*member.id(), member.incarnation(), State::Down);
-            let _ = self.drive(now, |foca, runtime| {
-                foca.apply_many([down].into_iter(), true, runtime)
-            });
+            self.suppose(*member.id(), member.incarnation(), State::Down, now);
         }
     }
 
@@ -406,20 +401,64 @@ impl Membership {
         if update.state() != State::Down || self.left.get(&id.node) == Some(&id.boot) {
             return Some(update);
         }
-        if *known.id() == id && known.state() == State::Alive {
-            // Whoever was cut off holds everybody for down. Had the member failed, its suspicion
-            // would be known here: so it gets the chance to object.
-            let incarnation = update.incarnation().max(known.incarnation());
+        if *known.id() != id || known.state() != State::Alive {
+            return Some(update);
+        }
+        // Whoever was cut off holds everybody for down. Had the member failed, its suspicion would
+        // most likely be known here. So it is called first.
+        if self.hearsay.len() < MAX_HEARSAY && self.hearsay.insert(id.node) {
             self.effects.push(Effect::Timer {
                 timer: Due::Hearsay {
                     member: id,
-                    incarnation,
+                    step: 0,
                 },
-                after: self.timing.hearsay,
+                after: Duration::ZERO,
             });
-            return Some(Update::new(id, incarnation, State::Suspect));
         }
-        Some(update)
+        None
+    }
+
+    /// Calls a member that others say is down. If it does not answer it is suspected, and given a
+    /// moment to object, like any other.
+    fn look_after(&mut self, member: Identity, step: u32, now: Duration) {
+        let state = self.state_of(member.node).filter(|m| *m.id() == member);
+        let (state, incarnation) = match state {
+            Some(known) => (known.state(), known.incarnation()),
+            None => (State::Down, 0),
+        };
+        let waits = self.hearsay.contains(&member.node);
+        let after = match state {
+            State::Alive if waits && step < CALLS => {
+                let _ = self.drive(now, |foca, runtime| foca.announce(member, runtime));
+                CALL
+            }
+            State::Alive if waits && step == CALLS => {
+                self.suppose(member, incarnation, State::Suspect, now);
+                self.timing.hearsay
+            }
+            State::Suspect if step > CALLS => {
+                self.suppose(member, incarnation, State::Down, now);
+                self.hearsay.remove(&member.node);
+                return;
+            }
+            _ => {
+                self.hearsay.remove(&member.node);
+                return;
+            }
+        };
+        let timer = Due::Hearsay {
+            member,
+            step: step + 1,
+        };
+        self.effects.push(Effect::Timer { timer, after });
+    }
+
+    /// Puts a belief into the world.
+    fn suppose(&mut self, member: Identity, incarnation: u16, state: State, now: Duration) {
+        let update = Update::new(member, incarnation, state);
+        let _ = self.drive(now, |foca, runtime| {
+            foca.apply_many([update].into_iter(), true, runtime)
+        });
     }
 
     fn state_of(&self, node: NodeId) -> Option<&Update> {
@@ -504,6 +543,12 @@ impl Membership {
     }
 }
 
+/// How many members that are said to be down are called at one time. What is said of others then is
+/// not believed yet; it is said again.
+const MAX_HEARSAY: usize = 16;
+/// How often such a member is called, and how far apart.
+const CALLS: u32 = 3;
+const CALL: Duration = Duration::from_millis(150);
 /// How many members that this node holds for down, and others do not, are called at once.
 const MAX_CALLS: usize = 64;
 

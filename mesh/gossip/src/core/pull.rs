@@ -282,6 +282,7 @@ impl Core {
                 self.stats.pulls.served += 1;
                 if !self.accepts(from) {
                     self.stats.drops.stale += 1;
+                    self.tell_superseded(from, now);
                     self.outputs.push(Output::Close { stream });
                     return;
                 }
@@ -308,6 +309,14 @@ impl Core {
                 from.life() >= known.identity.life()
                     && (from.addr == known.identity.addr || !known.state.is_active())
             })
+    }
+
+    /// Tells somebody who it is that this node holds for its node.
+    fn tell_superseded(&mut self, from: Identity, now: Duration) {
+        let known = self.membership.known().get(&from.node);
+        if let Some(known) = known.map(|known| known.identity) {
+            self.send(from.addr, datagram::notice(self.header(now), &known));
+        }
     }
 
     /// A datagram that came by stream; what it is answered with goes back by it.
@@ -362,6 +371,12 @@ impl Core {
                     members,
                 },
             ) => {
+                if !self.accepts(from) {
+                    self.stats.drops.stale += 1;
+                    self.tell_superseded(from, now);
+                    self.close(stream, now);
+                    return;
+                }
                 if !self.may_go_on(from, known, now) {
                     self.close(stream, now);
                     return;
@@ -413,7 +428,7 @@ impl Core {
     ) -> bool {
         let me = self.membership.me();
         let Some((known, alive)) = known.filter(|(known, _)| known.node == me.node) else {
-            return from.node != me.node;
+            return true;
         };
         if known.addr != me.addr && alive {
             if self.membership.peers().is_empty() {
