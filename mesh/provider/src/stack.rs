@@ -99,10 +99,7 @@ pub fn parse(text: &str, source: &str, stack_name: Option<&str>) -> Result<Stack
 
 fn read(root: &At<'_>, stack_name: Option<&str>, report: &Report) -> Option<Stack> {
     if !root.is_map() {
-        root.error(
-            "the file declares nothing",
-            "write at least `services:` or `networks:`",
-        );
+        declares_nothing(root);
         return None;
     }
     let (mut name, mut networks, mut services, mut options) = (None, None, None, None);
@@ -117,10 +114,7 @@ fn read(root: &At<'_>, stack_name: Option<&str>, report: &Report) -> Option<Stac
         }
     }
     if services.is_none() && networks.is_none() {
-        root.error(
-            "the file declares nothing",
-            "write at least `services:` or `networks:`",
-        );
+        declares_nothing(root);
     }
     let entries = |at: &Option<At<'_>>| at.as_ref().map_or(0, At::len);
     check_size(root, entries(&networks) + entries(&services))?;
@@ -150,22 +144,28 @@ fn read(root: &At<'_>, stack_name: Option<&str>, report: &Report) -> Option<Stac
     })
 }
 
-/// The name of the stack: the one asked for, or that of the file.
+fn declares_nothing(root: &At<'_>) {
+    root.error(
+        "the file declares nothing",
+        "write at least `services:` or `networks:`",
+    );
+}
+
+/// The name of the stack: the one asked for, or that of the file. One that is wrong is reported once, here,
+/// and not again with every name that would start with it.
 fn read_name(in_file: Option<&At<'_>>, asked: Option<&str>, report: &Report) -> Option<String> {
-    match (asked, in_file) {
-        (Some(name), _) => {
-            if let Err(error) = name.parse::<ServiceId>() {
+    let name = match asked {
+        Some(name) => name
+            .parse::<ServiceId>()
+            .map_err(|error| {
                 let mut fault = Fault::of(&error);
                 fault.message = format!("the name of the stack: {}", fault.message);
                 report.add(None, "", fault);
-            }
-            Some(name.to_owned())
-        }
-        (None, Some(at)) => at
-            .parse(str::parse::<ServiceId>)
-            .map(|name| name.as_str().to_owned()),
-        (None, None) => None,
-    }
+            })
+            .ok(),
+        None => in_file?.parse(str::parse::<ServiceId>),
+    };
+    name.map(|name| name.as_str().to_owned())
 }
 
 /// A node publishes at most 4096 records. Half of them for one file leaves room for the tasks that run

@@ -121,6 +121,7 @@ fn names() {
         ],
     );
     let asked = parse("services: {web: }", "stack.yml", Some("a b")).unwrap_err();
+    assert_eq!(asked.len(), 1);
     assert_eq!(
         asked[0].to_string(),
         format!("stack.yml: the name of the stack: 'a b': ' ' {ALLOWED}")
