@@ -1,9 +1,13 @@
 //! What users ask of the running agent, and how it answers.
 
+use std::path::PathBuf;
+
+use anyhow::Context;
 use portolan_model::TaskId;
+use sha2::{Digest, Sha256};
 use tokio::sync::oneshot;
 
-use super::runner::Runner;
+use super::runner::{PendingStack, Runner};
 use crate::api::{AddTask, Applied, Apply, Attach, Removed};
 
 /// Lines for the user: what is wrong, each with its remedy.
@@ -66,6 +70,49 @@ impl Runner {
             return Err(vec![format!("{error}; nothing was changed")]);
         }
         Ok(result)
+    }
+
+    /// Takes the stack files of the configuration, of which those are applied that changed since they last
+    /// were: an older text must not overrule what was declared later.
+    pub(super) fn take_stack_files(&mut self, paths: &[PathBuf]) -> anyhow::Result<()> {
+        for path in paths {
+            let text = std::fs::read_to_string(path)
+                .with_context(|| format!("stack: cannot read {}", path.display()))?;
+            let source = path.display().to_string();
+            if let Err(problems) = portolan_provider::parse(&text, &source, None) {
+                let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
+                anyhow::bail!("stack: {}", lines.join("\n"));
+            }
+            let hash = hash_of(&text);
+            if self.node.state().stack_files.get(&source) != Some(&hash) {
+                let apply = Apply { text, source, name: None, prune: false };
+                self.pending_stacks.push(PendingStack { apply, hash, problems: Vec::new() });
+            }
+        }
+        Ok(())
+    }
+
+    /// Applies the stack files that wait, once the cluster is known. One that cannot be applied now is
+    /// tried again: what stands against it may go.
+    pub(super) fn apply_pending_stacks(&mut self) {
+        if !self.node.snapshot().synced {
+            return;
+        }
+        for mut stack in std::mem::take(&mut self.pending_stacks) {
+            match self.change(|r| r.apply(&stack.apply)) {
+                Ok(_) => {
+                    tracing::info!(file = stack.apply.source, "stack file applied");
+                    self.node.note_stack_file(stack.apply.source, stack.hash);
+                }
+                Err(problems) => {
+                    if problems != stack.problems {
+                        tracing::warn!(file = stack.apply.source, ?problems, "stack file not applied; it is tried again");
+                    }
+                    stack.problems = problems;
+                    self.pending_stacks.push(stack);
+                }
+            }
+        }
     }
 
     fn add_task(&mut self, add: AddTask, reply: Reply<TaskId>) {
@@ -147,4 +194,9 @@ fn new_task_id() -> Result<TaskId, String> {
         .map(|letter| char::from(*letter))
         .collect();
     id.parse().map_err(|e| format!("{e}"))
+}
+
+/// The SHA-256 of a text, hexadecimal.
+fn hash_of(text: &str) -> String {
+    Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect()
 }

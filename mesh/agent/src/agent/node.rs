@@ -15,8 +15,7 @@ use portolan_model::{
     Catalog, HealthCheck, NetworkAttach, NodeId, NodeState, Record, Snapshot, Task, TaskId, TaskState,
 };
 
-pub(super) use declare::DeclareError;
-pub(super) use tasks::{AttachState, TaskError, Wanted};
+pub(super) use tasks::{AttachState, Wanted};
 
 use super::state::{LocalState, LocalTask};
 
@@ -96,6 +95,11 @@ impl Node {
     pub(super) fn set_draining(&mut self, draining: bool, now_ms: u64) {
         let since = self.state.draining_since_ms;
         self.state.draining_since_ms = draining.then(|| since.unwrap_or(now_ms));
+    }
+
+    /// Remembers that a stack file was applied.
+    pub(super) fn note_stack_file(&mut self, path: String, hash: String) {
+        self.state.stack_files.insert(path, hash);
     }
 
     /// Takes what a health check found. Returns whether that is news.

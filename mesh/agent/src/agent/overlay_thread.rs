@@ -20,7 +20,7 @@ const RETRY: Duration = Duration::from_millis(500);
 enum Request {
     Reconcile(Arc<Snapshot>),
     Attach(Attachment, oneshot::Sender<Result<(), String>>),
-    Detach(String, oneshot::Sender<Result<(), String>>),
+    Detach(TaskId, oneshot::Sender<Result<(), String>>),
     Clean(oneshot::Sender<Result<(), Vec<String>>>),
 }
 
@@ -79,7 +79,7 @@ impl OverlayHandle {
     }
 
     /// Detaches a namespace.
-    pub(super) async fn detach(&self, id: String) -> Result<(), String> {
+    pub(super) async fn detach(&self, id: TaskId) -> Result<(), String> {
         let (reply, answer) = oneshot::channel();
         self.send(Request::Detach(id, reply));
         answer.await.unwrap_or_else(|_| Err(ENDED.to_owned()))
@@ -177,8 +177,7 @@ impl Worker {
     }
 
     fn look(&mut self) {
-        let vanished: BTreeSet<TaskId> =
-            self.overlay.vanished().iter().filter_map(|id| id.parse().ok()).collect();
+        let vanished: BTreeSet<TaskId> = self.overlay.vanished().into_iter().collect();
         let (counters, mtu, problems) =
             (self.overlay.counters(), self.overlay.mtu(), self.overlay.problems());
         self.standing.send_if_modified(|standing| {

@@ -67,6 +67,24 @@ impl PlaneHandle {
     }
 }
 
+/// Hands every snapshot to the plane, until the snapshots or the plane end.
+pub(super) async fn follow(
+    plane: PlaneHandle,
+    mut snapshots: watch::Receiver<Arc<Snapshot>>,
+) -> anyhow::Result<()> {
+    let mut standing = plane.standing();
+    snapshots.mark_changed();
+    loop {
+        tokio::select! {
+            changed = snapshots.changed() => match changed {
+                Ok(()) => plane.reconcile(Arc::clone(&snapshots.borrow_and_update())),
+                Err(_) => return Ok(()),
+            },
+            changed = standing.changed() => changed.map_err(|_| anyhow::anyhow!("the plane's thread has ended"))?,
+        }
+    }
+}
+
 fn run<P: DataPlane>(
     mut reconciler: Reconciler<P>,
     inbox: &mpsc::Receiver<Request>,

@@ -23,7 +23,7 @@ use super::{
     overlay_thread::OverlayHandle,
     state::{LocalState, StateDir},
 };
-use crate::api::Place;
+use crate::api::{Apply, Place};
 
 /// How soon an attachment that failed is tried again.
 const ATTACH_RETRY: Duration = Duration::from_millis(500);
@@ -66,6 +66,15 @@ pub(super) struct Runner {
     /// Users that wait for a task to be attached, or to fail.
     waiting: BTreeMap<TaskId, Reply<TaskId>>,
     save_problem: Option<String>,
+    /// Stack files of the configuration that wait to be applied, with their hashes and what kept them.
+    pub(super) pending_stacks: Vec<PendingStack>,
+}
+
+/// A stack file of the configuration that waits to be applied.
+pub(super) struct PendingStack {
+    pub apply: Apply,
+    pub hash: String,
+    pub problems: Vec<String>,
 }
 
 enum Done {
@@ -98,6 +107,7 @@ impl Runner {
             busy: BTreeSet::new(),
             waiting: BTreeMap::new(),
             save_problem: None,
+            pending_stacks: Vec::new(),
         }
     }
 
@@ -149,6 +159,7 @@ impl Runner {
     pub(super) fn settle(&mut self) {
         self.node.settle_attachments();
         self.node.refresh(super::now_ms());
+        self.apply_pending_stacks();
         self.save_problem = self.save().err();
         self.publish();
         self.attach_and_detach();
@@ -260,7 +271,7 @@ impl Runner {
             self.busy.insert(id.clone());
             let overlay = self.overlay.clone();
             self.work.spawn(async move {
-                let result = overlay.detach(id.to_string()).await;
+                let result = overlay.detach(id.clone()).await;
                 (id, Done::Detached(result))
             });
         }
@@ -319,7 +330,7 @@ impl Runner {
             let id = id.clone();
             self.busy.insert(id.clone());
             self.work.spawn(async move {
-                let result = overlay.detach(id.to_string()).await;
+                let result = overlay.detach(id.clone()).await;
                 (id, Done::Detached(result))
             });
         }
@@ -330,7 +341,9 @@ impl Runner {
             AttachState::Pending(reason) => Some((id.clone(), reason.clone())),
             AttachState::Attached => None,
         });
-        let reasons = Reasons { tasks: pending.collect(), problems: self.save_problem.iter().cloned().collect() };
+        let stacks = self.pending_stacks.iter().flat_map(|stack| &stack.problems);
+        let problems = self.save_problem.iter().chain(stacks).cloned().collect();
+        let reasons = Reasons { tasks: pending.collect(), problems };
         self.wires.reasons.send_if_modified(|present| {
             let changed = *present != reasons;
             *present = reasons;
@@ -361,5 +374,5 @@ fn attachment(id: &TaskId, (place, wanted): &(Place, Vec<Wanted>)) -> Option<Att
         mac: w.mac,
         gateway: w.gateway,
     });
-    Some(Attachment { id: id.to_string(), netns, endpoints: endpoints.collect() })
+    Some(Attachment { id: id.clone(), netns, endpoints: endpoints.collect() })
 }

@@ -26,6 +26,8 @@ pub(super) struct Shared {
     /// Asks for the end: the value says whether to clean up the kernel too.
     pub leave: mpsc::Sender<LeaveRequest>,
     pub started: Instant,
+    /// Changes at least once a second while the runner is alive.
+    pub beat: watch::Receiver<()>,
 }
 
 /// A request to leave the cluster and end.

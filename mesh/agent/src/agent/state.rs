@@ -109,6 +109,23 @@ impl StateDir {
         Ok(Self(path.to_owned()))
     }
 
+    /// Removes what an agent keeps in its state directory, and the directory if nothing else is in it.
+    pub(super) fn remove(path: &Path) -> Result<(), StateError> {
+        for (file, removed) in [
+            (path.join(FILE), fs::remove_file(path.join(FILE))),
+            (path.join("gossip"), fs::remove_dir_all(path.join("gossip"))),
+        ] {
+            if let Err(error) = removed
+                && error.kind() != io::ErrorKind::NotFound
+            {
+                return Err(io_error("remove", &file)(error));
+            }
+        }
+        // Something of the user's may be in it; then it stays.
+        drop(fs::remove_dir(path));
+        Ok(())
+    }
+
     /// What was saved last; the default if nothing ever was.
     pub(super) fn load(&self) -> Result<LocalState, StateError> {
         let path = self.0.join(FILE);

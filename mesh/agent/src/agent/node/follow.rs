@@ -97,9 +97,9 @@ impl Node {
         let removals = self.state.removals.values().map(|since| since + KEEP_REMOVAL_MS);
         let slices = self.state.slices.values();
         let slices = slices.filter_map(|held| Some(held.unused_since_ms? + KEEP_SLICE_MS));
-        let node = self.state.draining_since_ms.into_iter().flat_map(|since| {
-            let tasks = self.state.tasks.values();
-            tasks.map(move |task| since + u64::from(self.drain_ms(task)))
+        let tasks = self.state.tasks.values();
+        let node = tasks.filter_map(|task| {
+            Some(self.state.draining_since_ms? + u64::from(self.drain_ms(task)))
         });
         drains.chain(removals).chain(slices).chain(node)
     }

@@ -146,7 +146,8 @@ impl Node {
     ) -> Result<(), Vec<TaskError>> {
         let mut kept = std::collections::BTreeSet::new();
         let mut errors = Vec::new();
-        for task in wanted.iter().filter(|task| task.node == self.identity.name) {
+        let me = self.identity.name.clone();
+        for task in wanted.iter().filter(|task| task.node == me) {
             let place = match &task.place {
                 TaskPlace::Netns(path) => Place::Netns(path.clone()),
                 TaskPlace::Pid(pid) => Place::Pid(*pid),

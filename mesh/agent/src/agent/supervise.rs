@@ -1,0 +1,173 @@
+//! Running the parts of the agent: the first one to end takes the others down, and so does being told to.
+
+use std::{collections::HashMap, future::Future, time::Duration};
+
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::{mpsc, oneshot, watch},
+    task::{Id, JoinSet},
+    time::Instant,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{command::Command, shared::{LeaveRequest, Shared}, state::StateDir};
+
+/// How long the parts have to end once they are told.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// The parts that run, by name.
+pub(super) struct Parts {
+    tasks: JoinSet<anyhow::Result<()>>,
+    names: HashMap<Id, &'static str>,
+    ends: CancellationToken,
+}
+
+impl Parts {
+    /// No parts; `ends` tells those that are added to end.
+    pub(super) fn new(ends: CancellationToken) -> Self {
+        Self { tasks: JoinSet::new(), names: HashMap::new(), ends }
+    }
+
+    /// Starts a part.
+    pub(super) fn add(
+        &mut self,
+        name: &'static str,
+        part: impl Future<Output = anyhow::Result<()>> + Send + 'static,
+    ) {
+        let handle = self.tasks.spawn(part);
+        self.names.insert(handle.id(), name);
+    }
+
+    /// Runs until a signal, a request to leave, or the end of a part; then leaves the cluster and ends the
+    /// other parts.
+    pub(super) async fn run_until_told(
+        mut self,
+        shared: Shared,
+        mut leave: mpsc::Receiver<LeaveRequest>,
+    ) -> anyhow::Result<()> {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let request = tokio::select! {
+            _ = terminate.recv() => None,
+            _ = interrupt.recv() => None,
+            request = leave.recv() => request,
+            ended = self.next() => return ended,
+        };
+        tracing::info!("leaving the cluster");
+        let told_again = async { tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} } };
+        tokio::select! {
+            () = drain(&shared) => {}
+            () = told_again => tracing::info!("told again: not waiting for connections to end"),
+            ended = self.next() => return ended,
+        }
+        shared.gossip.leave().await;
+        let left = match request {
+            Some(request) => {
+                let failed = if request.clean { clean(&shared).await } else { Vec::new() };
+                Some((request.done, failed))
+            }
+            None => None,
+        };
+        if let Some((done, failed)) = left {
+            // Whoever asked may have gone; the log has it too.
+            drop(done.send(failed));
+        }
+        drop(shared);
+        self.end().await;
+        Ok(())
+    }
+
+    /// The end of the next part, as an error that names it.
+    async fn next(&mut self) -> anyhow::Result<()> {
+        let Some(ended) = self.tasks.join_next_with_id().await else { return Ok(()) };
+        let (id, result) = match ended {
+            Ok((id, result)) => (id, result),
+            Err(error) => (error.id(), Err(anyhow::anyhow!("it died: {error}"))),
+        };
+        let name = self.names.get(&id).copied().unwrap_or("a part");
+        self.end().await;
+        match result {
+            Ok(()) => Err(anyhow::anyhow!("{name} ended")),
+            Err(error) => Err(error.context(format!("{name} ended"))),
+        }
+    }
+
+    async fn end(&mut self) {
+        self.ends.cancel();
+        let all = async { while self.tasks.join_next().await.is_some() {} };
+        if tokio::time::timeout(GRACE, all).await.is_err() {
+            tracing::warn!("some parts of the agent did not end in time");
+        }
+        self.tasks.shutdown().await;
+    }
+}
+
+/// Tells the others that the node leaves, and waits until its tasks have drained. Where no one can have
+/// connections to them there is nothing to wait for.
+async fn drain(shared: &Shared) {
+    let (reply, answer) = oneshot::channel();
+    if shared.commands.send(Command::Leave(reply)).await.is_err() {
+        return;
+    }
+    let drain = Duration::from_millis(u64::from(answer.await.unwrap_or(0)));
+    let until = Instant::now() + drain;
+    let mut look = tokio::time::interval(Duration::from_millis(100));
+    let stats = shared.gossip.stats();
+    let others = stats.members_alive + stats.members_suspect > 1;
+    while Instant::now() < until {
+        look.tick().await;
+        if !others && shared.plane.flows(1).await.is_empty() {
+            return;
+        }
+    }
+}
+
+async fn clean(shared: &Shared) -> Vec<String> {
+    let mut failed = shared.overlay.clean().await.err().unwrap_or_default();
+    if let Err(error) = Ok::<(), std::io::Error>(()) {
+        failed.push(super::with_causes(&error));
+    }
+    if let Err(error) = StateDir::remove(&shared.config.state_dir) {
+        failed.push(super::with_causes(&error));
+    }
+    failed
+}
+
+/// Tells systemd when the agent is ready, and that it is alive while the runner's heart beats.
+pub(super) async fn notify(
+    shared: Shared,
+    mut beat: watch::Receiver<()>,
+    ends: CancellationToken,
+) -> anyhow::Result<()> {
+    let mut watchdog_usec = 0;
+    let watchdog = sd_notify::watchdog_enabled(false, &mut watchdog_usec);
+    let mut look = tokio::time::interval(Duration::from_millis(100));
+    let mut ready = false;
+    loop {
+        tokio::select! {
+            () = ends.cancelled() => {
+                tell(&[sd_notify::NotifyState::Stopping]);
+                return Ok(());
+            }
+            changed = beat.changed(), if ready => {
+                changed?;
+                if watchdog {
+                    tell(&[sd_notify::NotifyState::Watchdog]);
+                }
+            }
+            _ = look.tick(), if !ready => {
+                if shared.waiting_for().is_empty() {
+                    ready = true;
+                    tracing::info!("ready");
+                    tell(&[sd_notify::NotifyState::Ready]);
+                }
+            }
+        }
+    }
+}
+
+fn tell(state: &[sd_notify::NotifyState]) {
+    if let Err(error) = sd_notify::notify(false, state) {
+        tracing::debug!(%error, "systemd was not told");
+    }
+}
