@@ -3,12 +3,28 @@
 //! named in messages in one place, whatever it came from; [`resolve`] then makes a [`Config`] of them, or
 //! the list of everything that is wrong.
 
+mod flags;
+mod key;
+mod layer;
+mod machine;
+mod resolve;
+mod toml;
+mod value;
+
 use std::{
+    fmt,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
 };
 
 use portolan_model::PlaneChoice;
+
+pub use flags::Flags;
+pub use key::{DEFAULT_SOCKET, Key};
+pub use layer::{Layer, parse_env};
+pub use machine::{Machine, ThisMachine};
+pub use resolve::resolve;
+pub use toml::parse_toml;
 
 /// How an agent runs. Every value is checked; see `docs/portolan.toml` for the keys and their defaults.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,3 +80,26 @@ pub enum LogFormat {
     /// One JSON object to a line.
     Json,
 }
+
+/// One thing that is wrong with what the agent was told.
+///
+/// Displayed as `/etc/portolan.toml:3: data_path_port: what is wrong; what to do about it`.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub struct ConfigProblem {
+    /// Where it came from: `/etc/portolan.toml:3: data_path_port`, `PORTOLAN_HTTP`, `--http`, or the key
+    /// alone if it was given nowhere.
+    pub place: String,
+    /// What is wrong.
+    pub message: String,
+    /// What to do about it.
+    pub remedy: String,
+}
+
+impl fmt::Display for ConfigProblem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}; {}", self.place, self.message, self.remedy)
+    }
+}
+
+#[cfg(test)]
+mod tests;
