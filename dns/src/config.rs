@@ -69,7 +69,7 @@ pub enum DnsError {
         /// What is wrong and what to do.
         reason: &'static str,
     },
-    /// A listener's task ended by a panic.
-    #[error("a DNS listener died")]
-    Listener(#[source] io::Error),
+    /// A part of the server panicked.
+    #[error("a task of the DNS server died")]
+    Task(#[source] io::Error),
 }

@@ -20,7 +20,7 @@ use crate::{
     DnsConfig, DnsServer, Upstreams,
     testing::{World, dnsrr, service},
 };
-use harness::{Running, ask, config, eventually, query, subnet};
+use harness::{Namespace, Running, ask, config, eventually, query, subnet};
 
 /// `web` with a VIP and two tasks on `prod`, and `cache` on the internal `vault`.
 fn world(test: u8) -> World {
@@ -196,19 +196,30 @@ async fn listeners_follow_the_networks() {
     running.stop().await;
 }
 
-#[tokio::test]
-async fn an_address_that_is_not_configured_yet_is_bound_already() {
+#[test]
+fn an_address_that_is_configured_later_answers_then() {
     let mut world = World::default();
-    world.node().network("prod", "10.255.77.0/24", false);
-    let running = Running::start(7, config(), &world).await;
-    assert!(
-        running
-            .server
-            .problems()
-            .iter()
-            .all(|p| !p.contains("10.255.77.1"))
-    );
-    running.stop().await;
+    world
+        .node()
+        .network("prod", "10.255.77.0/24", false)
+        .service(service("web", &[("prod", Some([10, 255, 77, 100]), &[])]));
+    let namespace = Namespace::new("late");
+    namespace.run(async || {
+        let running = Running::start(7, config(), &world).await;
+        let problems = running.server.problems();
+        assert!(
+            !problems.iter().any(|p| p.contains("10.255.77.1")),
+            "{problems:?}"
+        );
+        harness::ip("link set lo up").await;
+        harness::ip("addr add 10.255.77.1/24 dev lo").await;
+        let arguments = "@10.255.77.1 -p 5377 -r +short +time=2 +tries=1 web";
+        for transport in ["+notcp", "+tcp"] {
+            let text = harness::run("dig", &format!("{arguments} {transport}")).await;
+            assert_eq!(text, "10.255.77.100\n", "{transport}, from the node itself");
+        }
+        running.stop().await;
+    });
 }
 
 #[tokio::test]

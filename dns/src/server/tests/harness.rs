@@ -2,6 +2,7 @@
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
+    os::fd::AsFd,
     sync::Arc,
     time::Duration,
 };
@@ -134,16 +135,63 @@ pub(super) async fn short(server: SocketAddr, arguments: &str) -> Vec<String> {
 }
 
 async fn dig(client: SocketAddr, server: SocketAddr, arguments: &str) -> String {
-    let output = Command::new("dig")
-        .arg(format!("@{}", server.ip()))
-        .args(["-b", &client.ip().to_string()])
-        .args(["-p", &server.port().to_string()])
-        .args(["-r", "+time=8", "+tries=1"])
+    let (client, port, server) = (client.ip(), server.port(), server.ip());
+    let fixed = format!("@{server} -b {client} -p {port} -r +time=8 +tries=1");
+    run("dig", &format!("{fixed} {arguments}")).await
+}
+
+/// What a program prints.
+pub(super) async fn run(program: &str, arguments: &str) -> String {
+    let output = Command::new(program)
         .args(arguments.split_whitespace())
         .output()
         .await
-        .expect("dig, of the package bind9-dnsutils");
+        .expect("dig, of the package bind9-dnsutils, and ip, of iproute2");
     String::from_utf8(output.stdout).unwrap()
+}
+
+/// Configures the network namespace of this thread.
+pub(super) async fn ip(arguments: &str) {
+    assert_eq!(run("ip", arguments).await, "", "ip {arguments}");
+}
+
+/// A network namespace, gone when dropped. It takes root.
+pub(super) struct Namespace(String);
+
+impl Namespace {
+    pub(super) fn new(name: &str) -> Self {
+        let name = format!("pt-dns-{name}-{}", std::process::id());
+        let added = std::process::Command::new("ip")
+            .args(["netns", "add", &name])
+            .status();
+        assert!(added.unwrap().success(), "ip netns add {name}");
+        Self(name)
+    }
+
+    /// Runs a test on a thread that is in the namespace, as the programs are that it starts.
+    pub(super) fn run(&self, test: impl AsyncFnOnce() + Send) {
+        let file = std::fs::File::open(format!("/run/netns/{}", self.0)).unwrap();
+        std::thread::scope(|scope| {
+            let inside = scope.spawn(move || {
+                let kind = Some(rustix::thread::LinkNameSpaceType::Network);
+                rustix::thread::move_into_link_name_space(file.as_fd(), kind).unwrap();
+                let runtime = tokio::runtime::Builder::new_current_thread()
+                    .enable_all()
+                    .build();
+                runtime.unwrap().block_on(test());
+            });
+            inside.join().unwrap();
+        });
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        let removed = std::process::Command::new("ip")
+            .args(["netns", "del", &self.0])
+            .status();
+        drop(removed);
+    }
 }
 
 /// A query with RD set.
