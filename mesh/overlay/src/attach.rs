@@ -157,7 +157,14 @@ fn join(
         }
     };
     finish_host_end(netlink, &host_end, bridge, task.id, endpoint)?;
-    finish_inside(task.inside, endpoint)
+    finish_inside(task.inside, endpoint)?;
+    // The bridge has a carrier when its first port has one.
+    for link in [host_end.index, bridge] {
+        netlink
+            .settle(link)
+            .doing("settle", || format!("link {name}"))?;
+    }
+    Ok(())
 }
 
 fn finish_host_end(
@@ -201,6 +208,9 @@ fn finish_inside(inside: &mut Netlink, endpoint: &AttachEndpoint) -> Result<(), 
             .set_up(link.index)
             .doing("take up", || format!("link {} of the task", link.name))?;
     }
+    inside
+        .settle(peer.index)
+        .doing("settle", || format!("link {} of the task", peer.name))?;
     let address = Address {
         link: peer.index,
         ip: endpoint.address.into(),

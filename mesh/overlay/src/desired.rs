@@ -70,6 +70,22 @@ impl Desired {
             .collect();
         Self { networks, members }
     }
+
+    /// Takes out the networks of which the subnet holds an address that the node has elsewhere, and gives
+    /// them with it: to route and filter such a subnet would cut that address off.
+    pub(crate) fn split_off_conflicts(
+        &mut self,
+        elsewhere: &[Ipv4Addr],
+    ) -> Vec<(DesiredNetwork, Ipv4Addr)> {
+        let conflict = |network: &DesiredNetwork| {
+            let mut addresses = elsewhere.iter().copied();
+            addresses.find(|address| network.subnet.contains(*address))
+        };
+        self.networks
+            .extract_if(.., |_, network| conflict(network).is_some())
+            .filter_map(|(_, network)| conflict(&network).map(|address| (network, address)))
+            .collect()
+    }
 }
 
 impl DesiredNetwork {

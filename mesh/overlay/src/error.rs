@@ -1,7 +1,8 @@
 //! What can go wrong, and where.
 
-use std::{fmt, io, path::PathBuf};
+use std::{fmt, io, net::Ipv4Addr, path::PathBuf};
 
+use ipnetwork::Ipv4Network;
 use portolan_model::{NetworkName, TaskId};
 
 use crate::netlink::NetlinkError;
@@ -62,6 +63,19 @@ pub enum OverlayError {
         task: TaskId,
         /// The network.
         network: NetworkName,
+    },
+    /// The node has an address of its own in the network's subnet; the network is not set up.
+    #[error(
+        "network {network}: its subnet {subnet} holds {address}, an address that this node has outside \
+         the overlay; give the network another subnet"
+    )]
+    SubnetInUse {
+        /// The network.
+        network: NetworkName,
+        /// Its subnet.
+        subnet: Ipv4Network,
+        /// The node's address.
+        address: Ipv4Addr,
     },
     /// Another program has taken the name of a link of ours; nothing has changed.
     #[error("link {name} exists and is no {expected}; remove or rename it")]

@@ -111,15 +111,15 @@ impl Rules {
              add chain {TABLE} underlay {{ type filter hook input priority raw; }}\n\
              add chain {TABLE} networks {{ type filter hook prerouting priority raw; }}\n\
              add chain {TABLE} redirects {{ type filter hook output priority raw; }}\n\
-             flush chain {TABLE} underlay\n\
-             flush chain {TABLE} redirects\n"
+             flush chain {TABLE} underlay\n"
         );
         if complete {
             let _ = writeln!(
                 script,
                 "flush set {TABLE} members4\n\
                  flush set {TABLE} members6\n\
-                 flush chain {TABLE} networks"
+                 flush chain {TABLE} networks\n\
+                 flush chain {TABLE} redirects"
             );
         }
         for member in &self.members {
@@ -211,12 +211,11 @@ mod tests {
             members: BTreeSet::from(["10.77.0.12".parse().unwrap(), "fd77::12".parse().unwrap()]),
             networks: BTreeMap::from([(4096, "10.208.0.0/12".parse().unwrap())]),
         };
-        assert!(!rules.script(false).contains("flush set"));
-        assert!(
-            !rules
-                .script(false)
-                .contains("flush chain inet portolan_overlay networks")
-        );
+        let added = rules.script(false);
+        assert!(!added.contains("flush set"));
+        for chain in ["networks", "redirects"] {
+            assert!(!added.contains(&format!("flush chain {TABLE} {chain}")));
+        }
         let whole = rules.script(true);
         assert!(whole.contains("flush set"));
         assert!(

@@ -30,6 +30,7 @@ mod netns;
 mod objects;
 mod program;
 mod settings;
+mod surroundings;
 
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -45,8 +46,9 @@ use crate::{
     desired::Desired,
     error::Doing,
     guard::{Guard, Rules},
-    netlink::{Kind, Link, Netlink},
+    netlink::{Link, Netlink},
     program::Settings,
+    surroundings::Surroundings,
 };
 
 /// The UDP port of VXLAN (RFC 7348).
@@ -94,14 +96,13 @@ impl Overlay {
         let mut overlay = Self {
             netlink: Netlink::open().map_err(OverlayError::Open)?,
             guard: Guard::default(),
-            mtu: FALLBACK_MTU,
+            mtu: 0,
             problems: Vec::new(),
             attached: BTreeMap::new(),
             config,
         };
-        let links = overlay.links()?;
-        overlay.look_at(&links);
-        overlay.attached = count(&links);
+        overlay.look_around()?;
+        overlay.attached = count(&overlay.links()?);
         Ok(overlay)
     }
 
@@ -110,17 +111,28 @@ impl Overlay {
     /// Each failure names its network and operation; everything else was done. The same call again
     /// tries again what failed.
     pub fn reconcile(&mut self, snapshot: &Snapshot) -> Vec<Failure> {
-        match self.links() {
-            Ok(links) => self.look_at(&links),
-            Err(error) => {
-                return vec![Failure {
-                    object: "links".into(),
-                    error,
-                }];
-            }
-        }
-        let desired = Desired::new(snapshot);
-        let settings = self.settings();
+        let surroundings = match self.look_around() {
+            Ok(surroundings) => surroundings,
+            Err(error) => return vec![failure("overlay", error)],
+        };
+        let mut desired = Desired::new(snapshot);
+        let mut failures: Vec<_> = desired
+            .split_off_conflicts(&surroundings.addresses)
+            .into_iter()
+            .map(|(network, address)| {
+                let (name, subnet) = (network.name, network.subnet);
+                let object = name.to_string();
+                let network = name;
+                failure(
+                    &object,
+                    OverlayError::SubnetInUse {
+                        network,
+                        subnet,
+                        address,
+                    },
+                )
+            })
+            .collect();
         // The filter comes first, so that no network is open for a moment.
         let rules = Rules {
             port: self.config.data_path_port,
@@ -133,18 +145,13 @@ impl Overlay {
             networks: desired
                 .networks
                 .iter()
-                .map(|(vni, n)| (*vni, n.subnet))
+                .map(|(vni, network)| (*vni, network.subnet))
                 .collect(),
         };
-        let guarded = self.guard.apply(rules, snapshot.synced);
-        let mut failures: Vec<_> = guarded
-            .err()
-            .map(|error| Failure {
-                object: "packet filter".into(),
-                error,
-            })
-            .into_iter()
-            .collect();
+        if let Err(error) = self.guard.apply(rules, snapshot.synced) {
+            failures.push(failure("packet filter", error));
+        }
+        let settings = self.settings();
         failures.extend(program::upsert(&mut self.netlink, settings, &desired));
         if snapshot.synced {
             failures.extend(program::remove(&mut self.netlink, settings, &desired));
@@ -242,54 +249,21 @@ impl Overlay {
         self.netlink.links().doing("list", || "links".into())
     }
 
-    /// Takes the MTU from the underlay's link, and notes what is wrong around the overlay.
-    fn look_at(&mut self, links: &[Link]) {
-        self.problems.clear();
-        let underlay = self.config.underlay;
-        let addresses = self.netlink.addresses().unwrap_or_default();
-        let link = addresses
-            .iter()
-            .find(|address| address.ip == underlay)
-            .and_then(|address| links.iter().find(|link| link.index == address.link));
-        let overhead = if underlay.is_ipv4() { 50 } else { 70 };
-        if let Some(link) = link {
-            self.mtu = link.mtu.clamp(MIN_MTU + overhead, MAX_MTU + overhead) - overhead;
-            if link.mtu < MIN_MTU + overhead {
-                self.problems.push(format!(
-                    "link {} has an MTU of {}: VXLAN packets need at least {}, larger ones are cut \
-                         into fragments",
-                    link.name,
-                    link.mtu,
-                    MIN_MTU + overhead
-                ));
-            }
-        } else {
-            self.mtu = FALLBACK_MTU;
-            self.problems.push(format!(
-                "no link has the advertised address {underlay}: VXLAN packets from it cannot be \
-                     sent, and the MTU of the overlay is a guess"
-            ));
-        }
-        let port = self.config.data_path_port;
-        for link in links {
-            if matches!(link.kind, Kind::Vxlan { port: theirs, filtered: false } if theirs == port)
-            {
-                self.problems.push(format!(
-                    "UDP port {port} is used by VXLAN link {}: give the mesh another port with \
-                     --data-path-port, the same on all nodes",
-                    link.name
-                ));
-            }
-        }
+    /// Notes the MTU and what is wrong around the overlay.
+    fn look_around(&mut self) -> Result<Surroundings, OverlayError> {
+        let seen = Surroundings::look(&mut self.netlink, &self.config)?;
+        self.mtu = seen.mtu;
+        self.problems.clone_from(&seen.problems);
+        Ok(seen)
     }
 }
 
-/// What fits where nothing is known of the underlay: an Ethernet of 1500 bytes less the longer overhead.
-const FALLBACK_MTU: u32 = 1430;
-/// The least that IPv4 hosts must take is less, but few programs are tried with it (RFC 1122, 3.3.3).
-const MIN_MTU: u32 = 576;
-/// The length of an IP packet is a number of 16 bits.
-const MAX_MTU: u32 = 65_535 - 70;
+fn failure(object: &str, error: OverlayError) -> Failure {
+    Failure {
+        object: object.to_owned(),
+        error,
+    }
+}
 
 /// How many links each task has.
 fn count(links: &[Link]) -> BTreeMap<TaskId, usize> {

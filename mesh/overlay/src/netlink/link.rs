@@ -204,6 +204,13 @@ impl Netlink {
         self.change(RouteNetlinkMessage::SetLink(message), 0)
     }
 
+    /// Has the kernel act on the carrier of a link that was just taken up, which it else does when it finds
+    /// the time: until then the link drops what it is to send. (`rtnl_getlink` does so since Linux 6.8; on
+    /// an older one the first packets may have to be sent again.)
+    pub(crate) fn settle(&mut self, index: u32) -> Result<(), NetlinkError> {
+        self.change(RouteNetlinkMessage::GetLink(set(index, Vec::new())), 0)
+    }
+
     /// Changes the largest packet that a link takes, in bytes.
     pub(crate) fn set_mtu(&mut self, index: u32, mtu: u32) -> Result<(), NetlinkError> {
         let message = set(index, vec![LinkAttribute::Mtu(mtu)]);

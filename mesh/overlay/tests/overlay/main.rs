@@ -1,4 +1,4 @@
-//! The overlay in real network namespaces. Needs root.
+//! The overlay in real network namespaces. Needs root, iproute2, nftables, ping and iperf3.
 
 #![allow(
     clippy::unwrap_used,
@@ -7,5 +7,10 @@
     reason = "a test that fails may panic"
 )]
 
+mod attach;
 mod cluster;
+mod guard;
+mod lifecycle;
 mod reach;
+mod transfer;
+mod underlay;

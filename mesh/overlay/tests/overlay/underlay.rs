@@ -1,0 +1,107 @@
+//! The underlay: its MTU, IPv6, and who else uses the port.
+
+use anyhow::{Result, ensure};
+use portolan_testbed::{Lab, Namespace};
+
+use crate::{
+    cluster::{Cluster, pings},
+    transfer::transfer,
+};
+
+/// Whether an IPv4 packet of this length, in bytes, goes through whole.
+fn fits(from: &Namespace, to: &str, length: u32) -> Result<bool> {
+    let payload = (length - 28).to_string();
+    let args = ["ping", "-c1", "-W1", "-M", "do", "-s", &payload, to];
+    Ok(from.output(args)?.status.success())
+}
+
+#[test]
+fn the_largest_packet_fits_and_none_larger() -> Result<()> {
+    for (mtu, expected) in [(1500, 1450), (1400, 1350), (9000, 8950)] {
+        let cluster = Cluster::build(Lab::unique("ov")?.with_mtu(mtu), 2, false)?;
+        cluster.reconcile()?;
+        let a = cluster.task(1, "t1", &[("ingress", "10.208.1.2")])?;
+        let _b = cluster.task(2, "t2", &[("ingress", "10.208.2.2")])?;
+        assert_eq!(cluster.overlays[0].run(|overlay| overlay.mtu()), expected);
+        ensure!(fits(&a, "10.208.2.2", expected)?, "{expected} of {mtu}");
+        ensure!(!fits(&a, "10.208.2.2", expected + 1)?);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_change_of_the_mtu_is_followed() -> Result<()> {
+    let cluster = Cluster::new("ov", 2)?;
+    cluster.reconcile()?;
+    let a = cluster.task(1, "t1", &[("ingress", "10.208.1.2")])?;
+    let b = cluster.task(2, "t2", &[("ingress", "10.208.2.2")])?;
+    for node in &cluster.nodes {
+        node.set_mtu(1300)?;
+    }
+    cluster.reconcile()?;
+    assert_eq!(cluster.overlays[0].run(|overlay| overlay.mtu()), 1250);
+    // The tasks have the old one; the node tells them (RFC 1191).
+    transfer(&a, &b, "10.208.2.2:5001".parse()?, 4)
+}
+
+#[test]
+fn it_runs_over_ipv6() -> Result<()> {
+    let cluster = Cluster::over_ipv6("ov", 2)?;
+    cluster.reconcile()?;
+    let a = cluster.task(1, "t1", &[("ingress", "10.208.1.2")])?;
+    let b = cluster.task(2, "t2", &[("ingress", "10.208.2.2")])?;
+    assert_eq!(cluster.overlays[0].run(|overlay| overlay.mtu()), 1430);
+    ensure!(fits(&a, "10.208.2.2", 1430)? && !fits(&a, "10.208.2.2", 1431)?);
+    transfer(&a, &b, "10.208.2.2:5001".parse()?, 8)?;
+    transfer(&b, &a, "10.208.1.2:5001".parse()?, 8)?;
+    let route = cluster.nodes[0].run(["ip", "route", "show", "table", "all", "10.208.2.0/24"])?;
+    ensure!(route.stdout.contains("fd77::12"), "{}", route.stdout);
+    Ok(())
+}
+
+#[test]
+fn the_node_sends_from_the_address_that_it_is_known_by() -> Result<()> {
+    let cluster = Cluster::new("ov", 2)?;
+    // Without care the kernel would send from the first address of the link.
+    let node = &cluster.nodes[0];
+    node.run(["ip", "addr", "del", "10.77.0.11/24", "dev", "eth0"])?;
+    node.run(["ip", "addr", "add", "10.77.0.211/24", "dev", "eth0"])?;
+    node.run(["ip", "addr", "add", "10.77.0.11/24", "dev", "eth0"])?;
+    cluster.reconcile()?;
+    let a = cluster.task(1, "t1", &[("ingress", "10.208.1.2")])?;
+    let _b = cluster.task(2, "t2", &[("ingress", "10.208.2.2")])?;
+    ensure!(pings(&a, "10.208.2.2")?);
+    Ok(())
+}
+
+#[test]
+fn someone_elses_vxlan_on_the_port_is_named() -> Result<()> {
+    let cluster = Cluster::new("ov", 1)?;
+    let node = &cluster.nodes[0];
+    node.run(
+        "ip link add flannel.1 type vxlan id 1 dstport 4789 local 10.77.0.11 dev eth0".split(' '),
+    )?;
+    node.run(["ip", "link", "set", "flannel.1", "up"])?;
+    let snapshot = cluster.snapshot(1);
+    let failures = cluster.overlays[0].run(move |overlay| overlay.reconcile(&snapshot));
+    ensure!(
+        failures.iter().any(|f| f.object == "ingress"),
+        "{failures:?}"
+    );
+    let problems = cluster.overlays[0].run(|overlay| overlay.problems());
+    ensure!(
+        problems
+            .iter()
+            .any(|p| p.contains("flannel.1") && p.contains("--data-path-port")),
+        "{problems:?}"
+    );
+    // When it goes, the next pass does what was left.
+    node.run(["ip", "link", "del", "flannel.1"])?;
+    cluster.reconcile()?;
+    ensure!(
+        cluster.overlays[0]
+            .run(|overlay| overlay.problems())
+            .is_empty()
+    );
+    Ok(())
+}
