@@ -6,7 +6,7 @@ use std::{
     time::Instant,
 };
 
-use portolan_model::Balancing;
+use portolan_model::{Balancing, TaskId};
 
 use crate::{
     balance::affinity,
@@ -38,6 +38,13 @@ impl<'a> Candidates<'a> {
     /// The backends and the policy from which it chooses.
     pub(crate) fn route(&self) -> &Arc<Route> {
         &self.route
+    }
+
+    /// Leaves these tasks out.
+    pub(crate) fn exclude(&mut self, tasks: &[TaskId]) {
+        let backends = (0..).zip(&self.route.backends);
+        let excluded = backends.filter(|(_, live)| tasks.contains(&live.spec.task));
+        self.tried.extend(excluded.map(|(at, _)| at));
     }
 
     /// The next one, and a place at it.

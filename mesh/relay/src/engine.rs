@@ -1,6 +1,6 @@
 //! What all frontends of a relay share.
 
-use std::sync::{Arc, atomic::AtomicUsize};
+use std::sync::Arc;
 
 use tokio::{runtime::Handle, sync::Semaphore, time::Instant};
 
@@ -9,6 +9,7 @@ use crate::{
     flows::Flows,
     passed_over::PassedOver,
     pool::{Buffers, Pipes},
+    sources::Turns,
 };
 
 #[derive(Debug)]
@@ -21,24 +22,24 @@ pub(crate) struct Engine {
     pub(crate) pipes: Pipes,
     /// A permit per TCP connection.
     pub(crate) connections: Arc<Semaphore>,
-    /// Whose turn it is among the source addresses.
-    pub(crate) next_source: AtomicUsize,
+    /// A permit per UDP flow.
+    pub(crate) udp_flows: Arc<Semaphore>,
+    pub(crate) source_turns: Turns,
     start: Instant,
 }
 
 impl Engine {
     pub(crate) fn new(config: RelayConfig, runtime: Handle) -> Self {
         Self {
-            connections: Arc::new(Semaphore::new(
-                config.tcp_connections.min(Semaphore::MAX_PERMITS),
-            )),
+            connections: permits(config.tcp_connections),
+            udp_flows: permits(config.udp_flows),
             pipes: Pipes::new(config.pipes),
             config,
             runtime,
             passed_over: PassedOver::default(),
             flows: Arc::default(),
             buffers: Buffers::default(),
-            next_source: AtomicUsize::new(0),
+            source_turns: Turns::default(),
             start: Instant::now(),
         }
     }
@@ -52,4 +53,8 @@ impl Engine {
     pub(crate) fn at_ms(&self, ms: u64) -> Instant {
         self.start + std::time::Duration::from_millis(ms)
     }
+}
+
+fn permits(count: usize) -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(count.min(Semaphore::MAX_PERMITS)))
 }

@@ -23,7 +23,9 @@ mod pool;
 mod proxy_protocol;
 mod relay;
 mod served;
+mod sources;
 mod tcp;
+mod udp;
 
 pub use config::{RelayConfig, raise_open_files};
 pub use relay::{Relay, RelayView};

@@ -10,6 +10,8 @@ use portolan_plane::{Frontend, FrontendAddress, OpError};
 use rustix::io::Errno;
 use socket2::{Domain, Socket, Type};
 
+use crate::udp::datagram;
+
 /// Connections that wait to be accepted; the kernel lowers it to net.core.somaxconn.
 const BACKLOG: i32 = 65_535;
 
@@ -59,6 +61,8 @@ fn bind(address: SocketAddr, protocol: Protocol) -> io::Result<Socket> {
         // Connections of an earlier agent may linger in TIME_WAIT. With UDP the same option would let two
         // processes share the port unnoticed.
         socket.set_reuse_address(true)?;
+    } else {
+        datagram::prepare(&socket, address.is_ipv6())?;
     }
     socket.bind(&address.into())?;
     if protocol == Protocol::Tcp {

@@ -13,10 +13,14 @@ use portolan_plane::{
     PlaneKind, PlaneStats, Unavailable,
 };
 use socket2::Socket;
-use tokio::{net::TcpListener, runtime::Handle, time::timeout};
+use tokio::{
+    net::{TcpListener, UdpSocket},
+    runtime::Handle,
+    time::timeout,
+};
 use tokio_util::sync::CancellationToken;
 
-use crate::{RelayConfig, engine::Engine, flows::Flows, listener, served::Served, tcp};
+use crate::{RelayConfig, engine::Engine, flows::Flows, listener, served::Served, tcp, udp};
 
 /// How long a removal waits for the tasks of a frontend, which have nothing left to do but end.
 const END_WAIT: Duration = Duration::from_secs(1);
@@ -102,24 +106,33 @@ impl Relay {
     fn listen(&self, served: &Arc<Served>, socket: Socket) -> Result<(), OpError> {
         let _runtime = self.engine.runtime.enter();
         let engine = Arc::clone(&self.engine);
-        let closing = served.closing.clone();
+        let whose = Arc::clone(served);
+        let refused = |source| OpError::Kernel {
+            operation: format!("watch {}", served.frontend),
+            source,
+        };
         match served.frontend.protocol {
             Protocol::Tcp => {
-                let listener =
-                    TcpListener::from_std(socket.into()).map_err(|source| OpError::Kernel {
-                        operation: format!("watch {}", served.frontend),
-                        source,
-                    })?;
-                let whose = Arc::clone(served);
-                let task = tcp::accept(engine, listener, move |_| Some(Arc::clone(&whose)));
-                served.tasks.spawn_on(
-                    async move { closing.run_until_cancelled(task).await },
-                    &self.engine.runtime,
-                );
+                let listener = TcpListener::from_std(socket.into()).map_err(refused)?;
+                let accept = tcp::accept(engine, listener, move |_| Some(Arc::clone(&whose)));
+                self.spawn(served, accept);
             }
-            Protocol::Udp => {}
+            Protocol::Udp => {
+                let inlet = UdpSocket::from_std(socket.into()).map_err(refused)?;
+                let receive = udp::receive(engine, inlet, move |_| Some(Arc::clone(&whose)));
+                self.spawn(served, receive);
+            }
         }
         Ok(())
+    }
+
+    /// Starts a listener, which runs until the frontend closes.
+    fn spawn(&self, served: &Served, listener: impl Future<Output = ()> + Send + 'static) {
+        let closing = served.closing.clone();
+        served.tasks.spawn_on(
+            async move { closing.run_until_cancelled(listener).await },
+            &self.engine.runtime,
+        );
     }
 
     fn remove(&self, frontend: &Frontend) {

@@ -37,7 +37,7 @@ pub(crate) async fn accept(
             Ok((client, peer)) => {
                 exhausted = false;
                 match served(&client) {
-                    Some(served) => admit(&engine, served, client, peer),
+                    Some(served) => admit(&engine, &served, client, peer),
                     None => reset(&client),
                 }
             }
@@ -59,20 +59,14 @@ fn is_exhaustion(error: &io::Error) -> bool {
     Errno::from_io_error(error).is_some_and(|errno| exhaustion.contains(&errno))
 }
 
-fn admit(engine: &Arc<Engine>, served: Arc<Served>, client: TcpStream, peer: SocketAddr) {
+fn admit(engine: &Arc<Engine>, served: &Arc<Served>, client: TcpStream, peer: SocketAddr) {
     if !served.allows(peer.ip()) {
-        return refuse(&served, &client, Refusal::NotAllowed);
+        return refuse(served, &client, Refusal::NotAllowed);
     }
     let Ok(permit) = Arc::clone(&engine.connections).try_acquire_owned() else {
-        return refuse(&served, &client, Refusal::Limit);
+        return refuse(served, &client, Refusal::Limit);
     };
-    let connection = serve(
-        Arc::clone(engine),
-        Arc::clone(&served),
-        client,
-        peer,
-        permit,
-    );
+    let connection = serve(Arc::clone(engine), Arc::clone(served), client, peer, permit);
     served.tasks.spawn_on(connection, &engine.runtime);
 }
 

@@ -2,15 +2,15 @@
 
 use std::{
     io::{self, ErrorKind},
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
-use nix::sys::socket::{setsockopt, sockopt::IpBindAddressNoPort};
 use portolan_model::Protocol;
 use portolan_plane::Sources;
+use socket2::SockRef;
 use tokio::{
     net::{TcpSocket, TcpStream},
     time::{sleep_until, timeout},
@@ -21,6 +21,7 @@ use crate::{
     engine::Engine,
     passed_over::Fault,
     served::{Live, Refusal, Reserved, Route, Served},
+    sources,
 };
 
 /// How long the second backend and each later one is waited for alone.
@@ -83,7 +84,7 @@ pub(super) async fn to_backend(
                     return Ok(Connected { stream, address: attempt.address, reserved: winner, route });
                 }
                 Err(error) => {
-                    failed(engine, attempt.reserved.backend(), fault(&error));
+                    failed(engine, attempt.reserved.backend(), Fault::of(&error));
                     waiting.retain(|live| !Arc::ptr_eq(live, attempt.reserved.backend()));
                     next = candidates.next();
                 }
@@ -111,18 +112,6 @@ fn failed(engine: &Engine, live: &Live, fault: Option<Fault>) {
     }
 }
 
-/// What an error tells of the backend; nothing if the fault is this node's own, as when it is out of
-/// descriptors.
-fn fault(error: &io::Error) -> Option<Fault> {
-    match error.kind() {
-        ErrorKind::ConnectionRefused | ErrorKind::ConnectionReset => Some(Fault::Refused),
-        ErrorKind::TimedOut | ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => {
-            Some(Fault::Silent)
-        }
-        _ => None,
-    }
-}
-
 async fn attempt(
     engine: &Engine,
     route: Arc<Route>,
@@ -146,36 +135,25 @@ async fn attempt(
     }
 }
 
-/// Connects from one source address after the other. To one backend each has some 28,000 ports, which a
-/// busy minute uses up.
+/// Connects from one source address after the other.
 async fn dial(engine: &Engine, sources: Option<&Sources>, to: SocketAddr) -> io::Result<TcpStream> {
-    let addresses = match (sources, to.ip()) {
-        (Some(sources), IpAddr::V4(ip)) if sources.within.contains(ip) => &sources.addresses[..],
-        _ => &[],
-    };
-    if !addresses.is_empty() {
-        let turn = engine.next_source.fetch_add(1, Ordering::Relaxed);
-        let (later, sooner) = addresses.split_at(turn.checked_rem(addresses.len()).unwrap_or(0));
-        for from in sooner.iter().chain(later) {
-            match dial_from(Some((*from).into()), to).await {
-                // Not configured yet, or out of ports.
-                Err(error) if error.kind() == ErrorKind::AddrNotAvailable => {}
-                result => return result,
-            }
+    for from in engine.source_turns.of(sources, to) {
+        match dial_from(from, to).await {
+            // Not configured yet, or out of ports.
+            Err(error) if error.kind() == ErrorKind::AddrNotAvailable && from.is_some() => {}
+            result => return result,
         }
     }
-    dial_from(None, to).await
+    Err(ErrorKind::AddrNotAvailable.into())
 }
 
-async fn dial_from(from: Option<IpAddr>, to: SocketAddr) -> io::Result<TcpStream> {
+async fn dial_from(from: Option<Ipv4Addr>, to: SocketAddr) -> io::Result<TcpStream> {
     let socket = match to {
         SocketAddr::V4(_) => TcpSocket::new_v4()?,
         SocketAddr::V6(_) => TcpSocket::new_v6()?,
     };
     if let Some(from) = from {
-        // The port is then chosen by connect(2), which knows the whole 4-tuple: ip(7).
-        setsockopt(&socket, IpBindAddressNoPort, &true)?;
-        socket.bind(SocketAddr::new(from, 0))?;
+        sources::bind(&SockRef::from(&socket), from)?;
     }
     socket.connect(to).await
 }

@@ -1,5 +1,7 @@
 //! The relay with real sockets.
+#![cfg(test)]
 
 mod balancing;
 mod contract;
 mod support;
+mod udp;
