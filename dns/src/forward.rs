@@ -73,7 +73,7 @@ impl Forwarder {
         }
         match read {
             Err(problem) => Err(problem),
-            Ok(_) if none => Err(format!("{} names no resolver but this one", self.source)),
+            Ok(_) if none => Err(format!("{} names no resolver to forward to", self.source)),
             Ok(_) => Ok(()),
         }
     }

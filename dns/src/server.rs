@@ -118,7 +118,12 @@ impl DnsServer {
                     }
                     Err(_) => following = false,
                 },
-                Some(ended) = listeners.running.join_next() => listeners.ended(&self, ended)?,
+                Some(ended) = listeners.running.join_next() => {
+                    if listeners.has_failed(&self, ended)? {
+                        // The next tick binds it anew: what fails at once must not spin.
+                        continue;
+                    }
+                }
                 _ = tick.tick() => {}
             }
             listeners.reconcile(&self, &cancel);
@@ -165,8 +170,7 @@ impl DnsServer {
     ) -> Action {
         let asker = Asker {
             network,
-            // On a socket for both families IPv4 clients look like this; ours are for one, but be safe.
-            address: client.ip().to_canonical(),
+            address: client.ip(),
             transport,
             allow: &self.config.allow,
         };
@@ -207,6 +211,7 @@ struct Ended {
 #[derive(Default)]
 struct Listeners {
     bound: BTreeMap<Key, CancellationToken>,
+    failing: BTreeSet<Key>,
     running: JoinSet<Ended>,
 }
 
@@ -224,10 +229,13 @@ impl Listeners {
             let keep = wanted.contains(key);
             if !keep {
                 listener.cancel();
-                server.problems.clear(&object(key));
             }
             keep
         });
+        for gone in self.failing.difference(&wanted) {
+            server.problems.clear(&object(gone));
+        }
+        self.failing.clear();
         for key in wanted {
             if self.bound.contains_key(&key) {
                 continue;
@@ -244,27 +252,32 @@ impl Listeners {
                         Ended { key, token, result }
                     });
                 }
-                Err(error) => server.problems.set(&object(&key), error.to_string()),
+                Err(error) => {
+                    server.problems.set(&object(&key), error.to_string());
+                    self.failing.insert(key);
+                }
             }
         }
         let bound = self.bound.len() as u64;
         server.counters.listeners.store(bound, Ordering::Relaxed);
     }
 
-    /// Notes the end of a listener: by our will, or by an error, after which it is bound anew.
-    fn ended(
+    /// Notes the end of a listener, and returns whether it was by an error and not by our will.
+    fn has_failed(
         &mut self,
         server: &DnsServer,
         ended: Result<Ended, JoinError>,
-    ) -> Result<(), DnsError> {
+    ) -> Result<bool, DnsError> {
         let ended = ended.map_err(|e| DnsError::Task(e.into()))?;
-        if let Err(error) = ended.result
-            && !ended.token.is_cancelled()
-        {
-            server.problems.set(&object(&ended.key), error.to_string());
-            self.bound.remove(&ended.key);
+        match ended.result {
+            Err(error) if !ended.token.is_cancelled() => {
+                server.problems.set(&object(&ended.key), error.to_string());
+                self.bound.remove(&ended.key);
+                self.failing.insert(ended.key);
+                Ok(true)
+            }
+            Ok(()) | Err(_) => Ok(false),
         }
-        Ok(())
     }
 }
 

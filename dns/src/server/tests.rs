@@ -226,6 +226,8 @@ fn an_address_that_is_configured_later_answers_then() {
 async fn an_address_in_use_is_a_problem_until_it_is_free() {
     let address = Running::at(8, config().port);
     let squatter = std::net::UdpSocket::bind(address).unwrap();
+    let mut empty = World::default();
+    empty.node();
     let running = Running::start_unbound(8, config(), &world(8));
     let is_reported = || {
         let problems = running.server.problems();
@@ -238,6 +240,23 @@ async fn an_address_in_use_is_a_problem_until_it_is_free() {
     drop(squatter);
     eventually("it is bound", || running.server.stats().listeners == 1).await;
     assert!(!is_reported());
+    running.set(&empty);
+    eventually("it is closed", || running.server.stats().listeners == 0).await;
+    eventually("the address is free", || {
+        std::net::UdpSocket::bind(address).is_ok()
+    })
+    .await;
+    let squatter = std::net::UdpSocket::bind(address).unwrap();
+    running.set(&world(8));
+    eventually("the problem is back", is_reported).await;
+    running.set(&empty);
+    eventually("what is not wanted is no problem", || !is_reported()).await;
+    drop(squatter);
+    running.set(&world(8));
+    eventually("it is bound again", || {
+        running.server.stats().listeners == 1
+    })
+    .await;
     assert_eq!(running.short("web").await, ["127.77.8.100"]);
     running.stop().await;
 }

@@ -308,7 +308,7 @@ async fn the_nodes_resolvers_are_read_again_and_this_server_is_none_of_them() {
     );
     let problems = running.server.problems();
     assert!(
-        problems[0].ends_with("names no resolver but this one"),
+        problems[0].ends_with("names no resolver to forward to"),
         "{problems:?}"
     );
 
