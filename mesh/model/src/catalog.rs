@@ -116,7 +116,7 @@ impl Catalog {
                 .nodes
                 .get(&task.node)
                 .is_none_or(|n| n.state == NodeState::Up);
-            if !node_up && task.state == TaskState::Healthy {
+            if !node_up && task.state == TaskState::Healthy && task.task.service.is_some() {
                 task.state = TaskState::Draining;
             }
         }

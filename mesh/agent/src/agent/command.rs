@@ -56,7 +56,7 @@ impl Runner {
             }))),
             Command::Leave(reply) => {
                 self.node.set_leaving();
-                drop(reply.send(self.node.longest_drain_ms()));
+                let _unheard = reply.send(self.node.longest_drain_ms());
             }
         }
     }

@@ -33,13 +33,15 @@ pub(super) struct HealthChecks {
     running: BTreeMap<TaskId, (Target, AbortHandle)>,
     /// Owns the checks, so that they end with it.
     checks: JoinSet<()>,
-    found: (mpsc::Sender<(TaskId, bool)>, mpsc::Receiver<(TaskId, bool)>),
+    report: mpsc::Sender<(TaskId, bool)>,
+    found: mpsc::Receiver<(TaskId, bool)>,
 }
 
 impl HealthChecks {
     /// No checks yet.
     pub(super) fn new() -> Self {
-        Self { running: BTreeMap::new(), checks: JoinSet::new(), found: mpsc::channel(64) }
+        let (report, found) = mpsc::channel(64);
+        Self { running: BTreeMap::new(), checks: JoinSet::new(), report, found }
     }
 
     /// Checks exactly the tasks of this node whose services ask for it.
@@ -68,7 +70,7 @@ impl HealthChecks {
         });
         for (id, target) in wanted {
             if !self.running.contains_key(&id) {
-                let found = self.found.0.clone();
+                let found = self.report.clone();
                 let check = self.checks.spawn(watch(id.clone(), target.clone(), found));
                 self.running.insert(id, (target, check));
             }
@@ -78,7 +80,7 @@ impl HealthChecks {
 
     /// The next change of a task's health.
     pub(super) async fn next(&mut self) -> (TaskId, bool) {
-        match self.found.1.recv().await {
+        match self.found.recv().await {
             Some(found) => found,
             // Not reached: this side holds a sender.
             None => std::future::pending().await,

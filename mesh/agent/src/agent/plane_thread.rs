@@ -92,7 +92,7 @@ fn run<P: DataPlane>(
 ) {
     let mut retry_at: Option<Instant> = None;
     loop {
-        let wait = retry_at.map_or(Duration::from_secs(3600), |at| at.saturating_duration_since(Instant::now()));
+        let wait = retry_at.map_or(Duration::from_hours(1), |at| at.saturating_duration_since(Instant::now()));
         let mut next = match inbox.recv_timeout(wait) {
             Ok(request) => Some(request),
             Err(mpsc::RecvTimeoutError::Timeout) => None,

@@ -336,7 +336,7 @@ impl Node {
         let elsewhere = self.snapshot.tasks_of(service).map(|view| view.task.slot);
         let here = self.state.tasks.values().filter(|t| t.service.as_ref() == Some(service));
         let taken: std::collections::BTreeSet<u32> = elsewhere.chain(here.map(|t| t.slot)).collect();
-        (1..).find(|slot| !taken.contains(slot)).unwrap_or(u32::MAX)
+        (1..u32::MAX).find(|slot| !taken.contains(slot)).unwrap_or(u32::MAX)
     }
 }
 

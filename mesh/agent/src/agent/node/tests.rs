@@ -3,7 +3,7 @@ use std::net::Ipv4Addr;
 use portolan_model::{NetworkName, Protocol, PublishedPort, Service, ServiceNetwork};
 use portolan_provider::{Stack, StackNetwork};
 
-use super::*;
+use super::{tasks::TaskError, *};
 use crate::api::Place;
 
 const NOW: u64 = 1_000_000;
@@ -26,7 +26,8 @@ fn exchange(nodes: &mut [Node], now_ms: u64) {
     for _ in 0..4 {
         let records: Vec<_> = nodes.iter().map(|n| (n.identity.id, n.records(now_ms))).collect();
         for node in nodes.iter_mut() {
-            for (id, records) in records.iter().filter(|(id, _)| *id != node.identity.id) {
+            let me = node.identity.id;
+            for (id, records) in records.iter().filter(|(id, _)| *id != me) {
                 node.catalog().set_owner(*id, true, records.clone());
             }
             node.refresh(now_ms);
