@@ -6,8 +6,6 @@
 mod commands;
 mod refusal;
 mod socket;
-#[cfg(test)]
-mod tests;
 
 use axum::{
     Json, Router,

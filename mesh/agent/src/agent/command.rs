@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 use tokio::sync::oneshot;
 
 use super::runner::{PendingStack, Runner};
-use crate::api::{AddTask, Applied, Apply, Attach, Removed};
+use crate::api::{AddTask, Applied, Apply, Attach, Place, Removed};
 
 /// Lines for the user: what is wrong, each with its remedy.
 pub(super) type Refusal = Vec<String>;
@@ -118,8 +118,9 @@ impl Runner {
     fn add_task(&mut self, add: AddTask, reply: Reply<TaskId>) {
         let AddTask { service, place, slot, weight } = add;
         let result = self.change(|r| {
-            let id = new_task_id().map_err(|e| vec![e])?;
+            let (id, started) = (new_task_id().map_err(|e| vec![e])?, pid_started(&place));
             r.node.add_task(id.clone(), &service, place, slot, weight, None).map_err(one)?;
+            r.node.set_pid_started(&id, started);
             Ok(id)
         });
         match result {
@@ -133,8 +134,9 @@ impl Runner {
 
     fn attach(&mut self, attach: Attach, reply: Reply<TaskId>) {
         let result = self.change(|r| {
-            let id = new_task_id().map_err(|e| vec![e])?;
+            let (id, started) = (new_task_id().map_err(|e| vec![e])?, pid_started(&attach.place));
             r.node.attach(id.clone(), &attach.network, attach.place).map_err(one)?;
+            r.node.set_pid_started(&id, started);
             Ok(id)
         });
         match result {
@@ -181,6 +183,15 @@ impl Runner {
 
 fn one(error: impl std::error::Error) -> Refusal {
     vec![super::with_causes(&error)]
+}
+
+/// When the process of a place started, in clock ticks since boot (proc(5), stat, field 22).
+pub(super) fn pid_started(place: &Place) -> Option<u64> {
+    let Place::Pid(pid) = place else { return None };
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The second field is the program's name in parentheses, and may hold anything.
+    let (_, fields) = stat.rsplit_once(')')?;
+    fields.split_whitespace().nth(19)?.parse().ok()
 }
 
 /// A new identity for a task: 60 random bits, letters and digits as other engines show them.

@@ -11,8 +11,6 @@
 //! | `/api/status.json`, `/api/nodes.json`, ... | as the admin API's GET of that name |
 
 pub(super) mod connections;
-#[cfg(test)]
-mod tests;
 
 use std::{
     sync::{

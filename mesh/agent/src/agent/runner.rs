@@ -17,7 +17,7 @@ use tokio::{
 };
 
 use super::{
-    command::{Command, Reply},
+    command::{self, Command, Reply},
     health::HealthChecks,
     node::{AttachState, Node, Wanted},
     overlay_thread::OverlayHandle,
@@ -116,6 +116,7 @@ impl Runner {
         let mut views = self.gossip.view();
         let mut overlay = self.overlay.standing();
         views.mark_changed();
+        self.forget_ended_processes();
         self.settle();
         loop {
             let deadline = self.node.next_deadline_ms();
@@ -152,6 +153,17 @@ impl Runner {
                 () = tokio::time::sleep(until) => {}
             }
             self.settle();
+        }
+    }
+
+    /// Removes the tasks of processes that ended while no agent ran: their numbers may be others' by now.
+    fn forget_ended_processes(&mut self) {
+        let tasks: Vec<_> = self.node.state().tasks.values().cloned().collect();
+        for task in tasks.iter().filter(|task| task.file.is_none()) {
+            if matches!(task.place, Place::Pid(_)) && command::pid_started(&task.place) != task.pid_started {
+                tracing::info!(task = %task.id, "its process is gone");
+                self.node.remove_task(&task.id);
+            }
         }
     }
 

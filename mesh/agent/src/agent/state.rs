@@ -25,6 +25,9 @@ pub(super) struct LocalTask {
     pub slot: u32,
     pub weight: u16,
     pub place: Place,
+    /// When the process of [`Place::Pid`] started, in clock ticks since boot: the number may be another's later.
+    #[serde(default)]
+    pub pid_started: Option<u64>,
     /// The networks that it is on, in the order of its interfaces.
     pub networks: Vec<NetworkName>,
     /// Its addresses, as far as they are given.

@@ -220,4 +220,6 @@ fn ago(time: Duration) -> String {
 }
 
 #[cfg(test)]
+pub(super) mod testing;
+#[cfg(test)]
 mod tests;

@@ -97,6 +97,7 @@ impl Node {
                 service: Some(service.id.clone()),
                 endpoints: Vec::new(),
                 file,
+                pid_started: None,
                 drain_until_ms: None,
             },
         );
@@ -130,6 +131,7 @@ impl Node {
             networks: vec![name],
             endpoints: Vec::new(),
             file: None,
+            pid_started: None,
             drain_until_ms: None,
         };
         self.state.tasks.insert(id, task);
@@ -280,6 +282,13 @@ impl Node {
             if matches!(task.place, Place::Address(_)) {
                 self.attach.insert(task.id.clone(), AttachState::Attached);
             }
+        }
+    }
+
+    /// Remembers when the process of a task started.
+    pub(crate) fn set_pid_started(&mut self, id: &TaskId, started: Option<u64>) {
+        if let Some(task) = self.state.tasks.get_mut(id) {
+            task.pid_started = started;
         }
     }
 

@@ -1,133 +1,12 @@
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
 
 use portolan_gossip::Key;
-use portolan_model::{
-    Catalog, Endpoint, HealthCheck, HealthProbe, INGRESS_NETWORK, NetworkAttach, NetworkName, Node, NodeId,
-    Protocol, PublishMode, PublishedPort, Record, Service, ServiceNetwork, Slice, Task, TaskId, TaskState,
-    claims,
+use portolan_model::{Catalog, Record, Service, ServiceNetwork, Task, TaskId, TaskState, claims};
+
+use super::{
+    testing::{facts, node, task, web},
+    *,
 };
-use portolan_plane::{DataPlane, FakePlane, Plan};
-
-use super::*;
-use crate::config::LogFormat;
-
-fn config() -> Config {
-    Config {
-        name: "n1".to_owned(),
-        advertise: IpAddr::V4(Ipv4Addr::new(10, 77, 0, 1)),
-        gossip_port: 7946,
-        join: Vec::new(),
-        key_file: None,
-        insecure: true,
-        cluster: "portolan".to_owned(),
-        state_dir: "/var/lib/portolan".into(),
-        socket: "/run/portolan.sock".into(),
-        http: ([127, 0, 0, 1], 7947).into(),
-        data_path_port: 4789,
-        stacks: Vec::new(),
-        plane: PlaneChoice::Auto,
-        dns_upstream: Vec::new(),
-        dns_port: 53,
-        log_format: LogFormat::Text,
-        log: "info".to_owned(),
-        max_connections: 1000,
-    }
-}
-
-fn node(name: &str, state: NodeState) -> Record {
-    let last = name.trim_start_matches('n').parse().unwrap();
-    Record::Node(Node {
-        name: name.to_owned(),
-        underlay: IpAddr::V4(Ipv4Addr::new(10, 77, 0, last)),
-        state,
-        version: "1.2.3".to_owned(),
-    })
-}
-
-fn slice(network: &str, prefix: &str) -> Record {
-    let slices = vec![Slice { prefix: prefix.parse().unwrap(), claimed_ms: 1 }];
-    Record::NetworkAttach(NetworkAttach { network: network.parse().unwrap(), slices })
-}
-
-fn task(id: &str, service: Option<&str>, slot: u32, ip: &str, state: TaskState) -> Task {
-    let endpoint = Endpoint { network: NetworkName::ingress(), ip: ip.parse().unwrap(), mac: None };
-    let (id, service) = (id.parse().unwrap(), service.map(|id| id.parse().unwrap()));
-    Task { id, service, slot, endpoints: vec![endpoint], state, weight: 1 }
-}
-
-fn web() -> Service {
-    let mut web = Service::new("web".parse().unwrap());
-    web.ports = vec![
-        PublishedPort::new(8080, 80, Protocol::Tcp),
-        PublishedPort { mode: PublishMode::Host, ..PublishedPort::new(9090, 90, Protocol::Udp) },
-    ];
-    web.health = Some(HealthCheck {
-        probe: HealthProbe::Tcp { port: 0 },
-        interval_ms: 1000,
-        timeout_ms: 1000,
-        rise: 1,
-        fall: 1,
-    });
-    web
-}
-
-/// Three nodes: n1 is asked, n2 drains, n3 is down; web has one task on n1 and one on n2.
-fn facts() -> Facts {
-    let [n1, n2, n3] = ["n1", "n2", "n3"].map(NodeId::of_name);
-    let mut catalog = Catalog::new(n1);
-    let mut first = task("t1", Some("web"), 1, "10.208.1.2", TaskState::Healthy);
-    first.weight = 3;
-    catalog.set_owner(n1, true, [
-        node("n1", NodeState::Up),
-        slice(INGRESS_NETWORK, "10.208.1.1/24"),
-        Record::Service(web()),
-        Record::Task(first),
-    ]);
-    catalog.set_owner(n2, true, [
-        node("n2", NodeState::Draining),
-        slice(INGRESS_NETWORK, "10.208.2.1/24"),
-        Record::Task(task("t2", Some("web"), 2, "10.208.2.2", TaskState::Healthy)),
-        Record::Task(task("a1", None, 0, "10.208.2.3", TaskState::Healthy)),
-    ]);
-    let since = SystemTime::UNIX_EPOCH;
-    let member = |name: &str, last, state| Member {
-        name: name.to_owned(),
-        addr: ([10, 77, 0, last], 7946).into(),
-        boot: 1,
-        state,
-        since,
-    };
-    let members = [
-        (n1, member("n1", 1, MemberState::Alive)),
-        (n2, member("n2", 2, MemberState::Alive)),
-        (n3, member("n3", 3, MemberState::Down)),
-    ];
-    let snapshot = Arc::new(catalog.snapshot(true));
-    let mut plane = FakePlane::default();
-    assert!(plane.apply(&Plan::new(&snapshot, &BTreeMap::new())).is_empty());
-    let served = plane.dump().unwrap().len();
-    Facts {
-        config: Arc::new(config()),
-        now: since + Duration::from_secs(300),
-        uptime: Duration::from_millis(61_500),
-        snapshot,
-        view: Arc::new(View {
-            me: n1,
-            members: members.into(),
-            owners: BTreeMap::new(),
-            synced: true,
-            table_hash: 0xabc,
-            membership_hash: 0,
-        }),
-        reasons: Reasons::default(),
-        overlay: OverlayStanding { programmed: true, mtu: 1450, ..OverlayStanding::default() },
-        plane: PlaneKind::Relay,
-        standing: Some(Standing { served, ..Standing::default() }),
-        dns_problems: Vec::new(),
-        key: None,
-        waiting_for: Vec::new(),
-    }
-}
 
 /// The facts with some of the own node's records changed.
 fn facts_with(service: Service, own_task: Task) -> Facts {
@@ -253,7 +132,7 @@ fn a_task_says_why_it_is_not_in_rotation() {
         .map(|r| (r.name.as_str(), r.node.as_str(), r.state.as_str(), r.reason.as_str(), r.weight))
         .collect();
     assert_eq!(short, [
-        ("a1", "n2", "healthy", "", 1),
+        ("a1", "n2", "draining", "its node drains", 1),
         ("web.1", "n1", "healthy", "", 3),
         ("web.2", "n2", "draining", "its node drains", 1),
     ]);
