@@ -4,6 +4,8 @@
 //! and none from the order of a hash map: the same inputs give the same outputs.
 
 mod pull;
+mod receive;
+mod report;
 mod rival;
 mod timers;
 
@@ -18,22 +20,13 @@ use portolan_model::NodeId;
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 
 use crate::{
-    codec::{
-        DecodeError,
-        datagram::{self, Body, Header},
-        members::Membership as Packet,
-        records::Delta,
-    },
+    codec::datagram::{self, Header},
     config::{Limits, Timing},
     identity::Identity,
-    membership::{Due, Effect, Membership, Refused, transmissions},
+    membership::{Due, Effect, Membership, transmissions},
     queue::Queue,
     stats::Stats,
-    table::{
-        Keep, Table,
-        log::{Applied, LEFT},
-    },
-    view::{Member, MemberState, View},
+    table::{Keep, Table, log::LEFT},
 };
 use pull::Pulls;
 use rival::Rivalry;
@@ -223,158 +216,6 @@ impl Core {
     /// Whether what readers see changed since the last [`Core::view`].
     pub(crate) fn has_news(&self) -> bool {
         self.dirty
-    }
-
-    /// What readers see, if it changed since the last call.
-    pub(crate) fn view(&mut self) -> Option<View> {
-        if !std::mem::take(&mut self.dirty) {
-            return None;
-        }
-        let me = self.membership.me().node;
-        let members = self
-            .membership
-            .known()
-            .iter()
-            .map(|(node, known)| {
-                let name = if *node == me {
-                    self.name.clone()
-                } else {
-                    self.table.name(*node).map_or_else(
-                        || node.to_string(),
-                        |name| String::from_utf8_lossy(name).into_owned(),
-                    )
-                };
-                let member = Member {
-                    name,
-                    addr: known.identity.addr,
-                    boot: known.identity.boot,
-                    state: known.state,
-                    since: self.epoch + known.since,
-                };
-                (*node, member)
-            })
-            .collect();
-        Some(View {
-            me,
-            members,
-            owners: self.table.owners(),
-            synced: self.synced,
-            table_hash: self.hashes.0,
-            membership_hash: self.hashes.1,
-        })
-    }
-
-    /// The counters, with the sizes as they are now.
-    pub(crate) fn stats(&self) -> Stats {
-        let mut stats = self.stats;
-        for known in self.membership.known().values() {
-            match known.state {
-                MemberState::Alive => stats.members_alive += 1,
-                MemberState::Suspect => stats.members_suspect += 1,
-                MemberState::Down => stats.members_down += 1,
-                MemberState::Left => stats.members_left += 1,
-            }
-        }
-        (stats.owners, stats.records, stats.record_bytes) = self.table.size();
-        stats.queue = self.queue.len();
-        stats.queue_overflows = self.queue.overflows();
-        stats.health = self.membership.health();
-        stats.refutations = self.membership.refutations();
-        stats.protocol_errors = self.membership.protocol_errors;
-        stats
-    }
-
-    fn datagram(&mut self, sender: NodeId, bytes: Bytes, now: Duration) {
-        if self.leaving {
-            return;
-        }
-        let (header, body) = match datagram::decode(bytes) {
-            Ok(decoded) => decoded,
-            Err(DecodeError::Unknown {
-                what: "datagram", ..
-            }) => {
-                self.stats.drops.version += 1;
-                return;
-            }
-            Err(_) => {
-                self.stats.drops.malformed += 1;
-                return;
-            }
-        };
-        match body {
-            Body::Notice(known) => self.notice(sender, known, now),
-            _ if sender == self.membership.me().node => self.stats.drops.misdirected += 1,
-            Body::Membership(packet) => {
-                self.membership_packet(sender, packet, now);
-                self.compare(sender, header, now);
-            }
-            Body::Deltas(deltas) => {
-                if let Some(known) = self.membership.known().get(&sender)
-                    && known.identity.boot > header.boot
-                {
-                    self.stats.drops.stale += 1;
-                    return;
-                }
-                for delta in deltas {
-                    self.delta(delta, now);
-                }
-                self.compare(sender, header, now);
-            }
-        }
-    }
-
-    fn membership_packet(&mut self, sender: NodeId, packet: Packet, now: Duration) {
-        let src = packet.header.src;
-        match self.membership.receive(sender, packet, now) {
-            Ok(()) | Err(Refused::Protocol) => {}
-            Err(Refused::Misdirected) => self.stats.drops.misdirected += 1,
-            Err(Refused::Limit) => self.stats.drops.limit += 1,
-            Err(Refused::Superseded(known)) => {
-                self.stats.drops.stale += 1;
-                self.send(src.addr, datagram::notice(self.header(now), &known));
-            }
-        }
-    }
-
-    fn delta(&mut self, delta: Delta, now: Duration) {
-        let (owner, boot) = (delta.owner, delta.boot);
-        let key = delta.change.key.clone();
-        if owner == self.membership.me().node {
-            self.surpassed(boot, now);
-            return;
-        }
-        match self.table.apply(delta, now) {
-            Applied::Stale => {}
-            Applied::Full => self.full(owner),
-            Applied::Fresh => {
-                if key == LEFT {
-                    self.membership.departed(owner, boot, now);
-                }
-                self.queue.push(owner, key, self.times(), false);
-            }
-        }
-    }
-
-    fn full(&mut self, owner: NodeId) {
-        if self.stats.drops.limit == 0 {
-            tracing::warn!(%owner, "more members, owners or records than the limits allow; the rest is dropped and counted");
-        }
-        self.stats.drops.limit += 1;
-    }
-
-    /// Hashes that differ while nothing is on its way mean that something was missed.
-    fn compare(&mut self, sender: NodeId, header: Header, now: Duration) {
-        if (header.table, header.members) == self.hashes {
-            return;
-        }
-        let quiet = self.timing.quiet;
-        let ours = now.saturating_sub(self.hashes_since);
-        if Duration::from_millis(u64::from(header.quiet)) > quiet && ours > quiet {
-            self.stats.hash_mismatches += 1;
-            self.want_pull(sender, now);
-        } else if self.queue.is_overfull() {
-            self.want_pull(sender, now);
-        }
     }
 
     fn records(&mut self, records: BTreeMap<Bytes, Bytes>, now: Duration) {

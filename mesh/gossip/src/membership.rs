@@ -3,28 +3,30 @@
 //! What foca alone does not do is here: hearsay does not take down a member that is well as far as
 //! this node knows, pings are repeated and tried over TCP, an ill node gives suspects more time.
 
+mod hearsay;
+mod probing;
+mod runtime;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
-    num::NonZeroU8,
-    num::NonZeroUsize,
     time::Duration,
 };
 
 use bytes::Bytes;
-use foca::{Foca, Message, NoCustomBroadcast, Notification, PeriodicParams, State, Timer};
+use foca::{Foca, Message, NoCustomBroadcast, State, Timer};
 use portolan_model::NodeId;
 use rand::rngs::SmallRng;
 
 use crate::{
-    codec::{
-        datagram::MAX_BODY,
-        members::{FocaCodec, Membership as Packet, Update},
-    },
+    codec::members::{FocaCodec, Membership as Packet, Update},
     config::{Limits, Timing},
     identity::Identity,
     table::log::hash_member,
     view::MemberState,
 };
+use probing::Probe;
+pub(crate) use runtime::transmissions;
+use runtime::{Runtime, foca_config};
 
 /// What membership wants done.
 #[derive(Debug)]
@@ -96,13 +98,7 @@ pub(crate) struct Known {
     pub(crate) since: Duration,
 }
 
-#[derive(Debug, Clone)]
-struct Probe {
-    target: Identity,
-    ping: Bytes,
-    answered: bool,
-}
-
+/// The members, as foca and this node together see them.
 pub(crate) struct Membership {
     foca: Foca<Identity, FocaCodec, SmallRng, NoCustomBroadcast>,
     timing: Timing,
@@ -123,9 +119,6 @@ pub(crate) struct Membership {
     refutations: u64,
     pub(crate) protocol_errors: u64,
 }
-
-/// How much an ill node lengthens the time of suspects at most: 1 + this / 2.
-const MAX_HEALTH: u32 = 6;
 
 impl Membership {
     pub(crate) fn new(me: Identity, timing: Timing, limits: Limits, rng: SmallRng) -> Self {
@@ -309,11 +302,6 @@ impl Membership {
         self.stale = true;
     }
 
-    /// The process was stopped, or is too busy to be trusted with judging others.
-    pub(crate) fn stalled(&mut self) {
-        self.health = (self.health + 2).min(MAX_HEALTH);
-    }
-
     /// Brings the copies up to date. Returns whether anything changed.
     pub(crate) fn refresh(&mut self, now: Duration) -> bool {
         if !std::mem::take(&mut self.stale) {
@@ -379,136 +367,10 @@ impl Membership {
         }
     }
 
-    /// What to believe of what others say.
-    fn judge(&mut self, update: Update) -> Option<Update> {
-        let me = self.me();
-        let id = *update.id();
-        if id.node == me.node {
-            if id == me {
-                return Some(update);
-            }
-            if id.addr != me.addr && !matches!(update.state(), State::Down) {
-                self.effects.push(Effect::Rival(id));
-            }
-            // An earlier life of this node, or a rival: foca would declare it down by itself, and
-            // two of one name would do so to each other for ever.
-            return None;
-        }
-        let Some(known) = self.state_of(id.node) else {
-            let room = self.foca.iter_membership_state().len() < self.limits.members;
-            return room.then_some(update);
-        };
-        if update.state() != State::Down || self.left.get(&id.node) == Some(&id.boot) {
-            return Some(update);
-        }
-        if *known.id() != id || known.state() != State::Alive {
-            return Some(update);
-        }
-        // Whoever was cut off holds everybody for down. Had the member failed, its suspicion would
-        // most likely be known here. So it is called first.
-        if self.hearsay.len() < MAX_HEARSAY && self.hearsay.insert(id.node) {
-            self.effects.push(Effect::Timer {
-                timer: Due::Hearsay {
-                    member: id,
-                    step: 0,
-                },
-                after: Duration::ZERO,
-            });
-        }
-        None
-    }
-
-    /// Calls a member that others say is down. If it does not answer it is suspected, and given a
-    /// moment to object, like any other.
-    fn look_after(&mut self, member: Identity, step: u32, now: Duration) {
-        let state = self.state_of(member.node).filter(|m| *m.id() == member);
-        let (state, incarnation) = match state {
-            Some(known) => (known.state(), known.incarnation()),
-            None => (State::Down, 0),
-        };
-        let waits = self.hearsay.contains(&member.node);
-        let after = match state {
-            State::Alive if waits && step < CALLS => {
-                let _ = self.drive(now, |foca, runtime| foca.announce(member, runtime));
-                CALL
-            }
-            State::Alive if waits && step == CALLS => {
-                self.suppose(member, incarnation, State::Suspect, now);
-                self.timing.hearsay
-            }
-            State::Suspect if step > CALLS => {
-                self.suppose(member, incarnation, State::Down, now);
-                self.hearsay.remove(&member.node);
-                return;
-            }
-            _ => {
-                self.hearsay.remove(&member.node);
-                return;
-            }
-        };
-        let timer = Due::Hearsay {
-            member,
-            step: step + 1,
-        };
-        self.effects.push(Effect::Timer { timer, after });
-    }
-
-    /// Puts a belief into the world.
-    fn suppose(&mut self, member: Identity, incarnation: u16, state: State, now: Duration) {
-        let update = Update::new(member, incarnation, state);
-        let _ = self.drive(now, |foca, runtime| {
-            foca.apply_many([update].into_iter(), true, runtime)
-        });
-    }
-
     fn state_of(&self, node: NodeId) -> Option<&Update> {
         self.foca
             .iter_membership_state()
             .find(|member| member.id().node == node)
-    }
-
-    fn acked(&mut self, node: NodeId) {
-        if let Some(probe) = &mut self.probe
-            && probe.target.node == node
-            && !probe.answered
-        {
-            probe.answered = true;
-            self.failing.clear();
-            self.health = self.health.saturating_sub(1);
-        }
-    }
-
-    /// The probe's time is up. Failing to reach one member says something about that member;
-    /// failing to reach several in a row says something about this node.
-    fn close_probe(&mut self) {
-        if let Some(probe) = self.probe.take()
-            && !probe.answered
-        {
-            let node = probe.target.node;
-            if !self.failing.contains(&node) {
-                self.failing.push(node);
-            }
-            if self.failing.len() > 1 {
-                self.health = (self.health + 1).min(MAX_HEALTH);
-                self.failing.truncate(MAX_HEALTH as usize);
-            }
-        }
-    }
-
-    /// The ping is overdue. It may only have been lost, so it goes out again, by both ways.
-    fn insist(&mut self, target: Identity) {
-        let Some(probe) = &self.probe else {
-            return;
-        };
-        if probe.answered || probe.target != target {
-            return;
-        }
-        let (to, message) = (probe.target, probe.ping.clone());
-        for after in REPEATS {
-            let message = message.clone();
-            self.effects.push(Effect::Repeat { to, message, after });
-        }
-        self.effects.push(Effect::Stream { to, message });
     }
 
     /// Calls foca and notes what it wants done.
@@ -543,91 +405,5 @@ impl Membership {
     }
 }
 
-/// How many members that are said to be down are called at one time. What is said of others then is
-/// not believed yet; it is said again.
-const MAX_HEARSAY: usize = 16;
-/// How often such a member is called, and how far apart.
-const CALLS: u32 = 3;
-const CALL: Duration = Duration::from_millis(150);
 /// How many members that this node holds for down, and others do not, are called at once.
 const MAX_CALLS: usize = 64;
-
-/// When a ping is repeated by datagram, once it is overdue.
-const REPEATS: [Duration; 2] = [Duration::ZERO, Duration::from_millis(40)];
-
-struct Runtime<'a> {
-    effects: &'a mut Vec<Effect>,
-    probe: &'a mut Option<Probe>,
-    health: u32,
-    changed: bool,
-    renewed: bool,
-}
-
-impl foca::Runtime<Identity> for Runtime<'_> {
-    fn notify(&mut self, notification: Notification<'_, Identity>) {
-        self.changed = true;
-        match notification {
-            Notification::MemberUp(id) => self.effects.push(Effect::Up(*id)),
-            Notification::MemberDown(id) => self.effects.push(Effect::Down(*id)),
-            Notification::Rename(_, id) => self.effects.push(Effect::Renamed(*id)),
-            Notification::Rejoin(_) => {
-                self.renewed = true;
-                self.effects.push(Effect::Renewed);
-            }
-            _ => {}
-        }
-    }
-
-    fn send_to(&mut self, to: Identity, data: &[u8]) {
-        let message = Bytes::copy_from_slice(data);
-        if Packet::is_ping(data) {
-            *self.probe = Some(Probe {
-                target: to,
-                ping: message.clone(),
-                answered: false,
-            });
-        }
-        self.effects.push(Effect::Send { to, message });
-    }
-
-    fn submit_after(&mut self, timer: Timer<Identity>, after: Duration) {
-        let after = match timer {
-            Timer::ChangeSuspectToDown { .. } => after + after * self.health / 2,
-            _ => after,
-        };
-        self.effects.push(Effect::Timer {
-            timer: Due::Foca(timer),
-            after,
-        });
-    }
-}
-
-fn foca_config(timing: &Timing, members: usize) -> foca::Config {
-    let every = |frequency, count| {
-        Some(PeriodicParams {
-            frequency,
-            num_members: NonZeroUsize::new(count).unwrap_or(NonZeroUsize::MIN),
-        })
-    };
-    foca::Config {
-        probe_period: timing.probe,
-        probe_rtt: timing.probe_rtt,
-        num_indirect_probes: NonZeroUsize::new(3).unwrap_or(NonZeroUsize::MIN),
-        max_transmissions: NonZeroU8::new(transmissions(members).min(255) as u8)
-            .unwrap_or(NonZeroU8::MIN),
-        suspect_to_down_after: timing.suspicion,
-        remove_down_after: Some(timing.keep_member),
-        max_packet_size: NonZeroUsize::new(MAX_BODY - crate::codec::datagram::HEAD)
-            .unwrap_or(NonZeroUsize::MIN),
-        notify_down_members: true,
-        periodic_announce: every(Duration::from_secs(30), 1),
-        periodic_announce_to_down_members: every(timing.announce_to_down, 2),
-        periodic_gossip: every(timing.gossip, timing.fanout),
-    }
-}
-
-/// How often a change is passed on, so that it reaches all of `members`: 4 log10(n + 1), rounded up.
-pub(crate) fn transmissions(members: usize) -> u32 {
-    let times = (members as f64 + 1.0).log10() * 4.0;
-    (times.ceil() as u32).max(1)
-}

@@ -14,9 +14,9 @@ use crate::{
 };
 
 /// Own changes queued at most. A larger first set comes to the others by pulls.
-const MAX_OWN: usize = 1024;
+pub(crate) const MAX_OWN: usize = 1024;
 /// Relayed changes queued at most: beyond, relaying costs more than the pulls that replace it.
-const MAX_RELAYED: usize = 256;
+pub(crate) const MAX_RELAYED: usize = 256;
 
 #[derive(Debug, Clone, Copy)]
 struct Item {

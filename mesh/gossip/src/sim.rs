@@ -42,6 +42,11 @@ pub struct World {
     digest: u64,
 }
 
+/// How often a condition is looked at.
+const STEP: Duration = Duration::from_millis(20);
+/// The moment at which a world begins. Not zero, so that clocks can go back.
+const BEGIN: Duration = Duration::from_secs(1_000_000);
+
 /// Bytes and packets that one node sent on average.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Traffic {
@@ -62,8 +67,7 @@ impl World {
     /// The same with another clockwork.
     pub fn with_timing(nodes: usize, seed: u64, timing: Timing) -> Self {
         Self {
-            // Not zero, so that clocks can go back.
-            now: Duration::from_secs(1_000_000),
+            now: BEGIN,
             seed,
             rng: SmallRng::seed_from_u64(seed),
             network: Network::new(nodes, seed),
@@ -81,9 +85,9 @@ impl World {
         format!("seed {}", self.seed)
     }
 
-    /// The moment, since the world began.
-    pub fn now(&self) -> Duration {
-        self.now
+    /// For how long it has gone on.
+    pub fn age(&self) -> Duration {
+        self.now.saturating_sub(BEGIN)
     }
 
     /// Nodes that run.
@@ -151,6 +155,20 @@ impl World {
         value
     }
 
+    /// Publishes this many records on every node, at one moment.
+    pub fn publish_many(&mut self, records: u32) {
+        for node in 0..self.hosts.len() {
+            let value = Bytes::from(vec![7; 72]);
+            if let Some(host) = self.hosts.get_mut(node) {
+                for key in 0..records {
+                    host.records.insert(host::key(key), value.clone());
+                }
+                let records = host.records.clone();
+                self.step(node, Input::Records(records));
+            }
+        }
+    }
+
     /// Deletes a record of the node.
     pub fn retract(&mut self, node: usize, key: u32) {
         if let Some(host) = self.hosts.get_mut(node) {
@@ -200,35 +218,25 @@ impl World {
     ) -> Option<Duration> {
         let start = self.now;
         while !condition(self) {
-            if self.now - start >= most {
+            if self.now.saturating_sub(start) >= most {
                 return None;
             }
-            self.run(Duration::from_millis(10));
+            self.run(STEP);
         }
-        Some(self.now - start)
+        Some(self.now.saturating_sub(start))
     }
 
     /// Whether a node shows this value of another's record.
-    pub fn shows(&mut self, viewer: usize, owner: usize, key: u32, value: &Bytes) -> bool {
+    pub fn shows(&self, viewer: usize, owner: usize, key: u32, value: &Bytes) -> bool {
         let owner = host::id(owner);
-        self.hosts.get_mut(viewer).is_some_and(|host| {
-            let owners = host.view().map(|view| &view.owners);
-            owners
-                .and_then(|owners| owners.get(&owner))
-                .is_some_and(|owner| {
-                    owner.visible && owner.records.get(&host::key(key)) == Some(value)
-                })
-        })
+        let host = self.hosts.get(viewer);
+        host.is_some_and(|host| host.record(owner, &host::key(key)) == Some(value))
     }
 
     /// Whether a node holds another for a living member.
-    pub fn holds_alive(&mut self, viewer: usize, member: usize) -> bool {
-        let member = host::id(member);
-        self.hosts
-            .get_mut(viewer)
-            .and_then(Host::view)
-            .and_then(|view| view.members.get(&member))
-            .is_some_and(|member| member.state.is_active())
+    pub fn holds_alive(&self, viewer: usize, member: usize) -> bool {
+        let host = self.hosts.get(viewer);
+        host.is_some_and(|host| host.holds_alive(host::id(member)))
     }
 
     /// How often members were declared down so far, by any node.
@@ -260,6 +268,17 @@ impl World {
     /// Events handled so far.
     pub fn events(&self) -> u64 {
         self.events
+    }
+
+    /// Whether nothing is wrong: as [`World::differences`], and quick to say no.
+    pub fn is_settled(&mut self) -> bool {
+        let mut hashes = self
+            .hosts
+            .iter()
+            .filter_map(Host::hashes)
+            .collect::<BTreeSet<_>>();
+        hashes.pop_first();
+        hashes.is_empty() && self.differences().is_empty()
     }
 
     /// What is wrong after all is quiet: every node that runs must show exactly the records of

@@ -129,6 +129,13 @@ impl Table {
         self.slots.get(&owner)?.log.value(&NAME)
     }
 
+    /// What is shown under a key of an owner, but for what stands in for a life not complete.
+    #[cfg(feature = "sim")]
+    pub(crate) fn visible(&self, owner: NodeId, key: &Bytes) -> Option<&Bytes> {
+        let slot = self.slots.get(&owner)?;
+        slot.log.value(key).filter(|_| slot.hidden.is_none())
+    }
+
     /// Begins the own log anew under a later boot number, with what it held.
     pub(crate) fn reboot(&mut self, boot: u64, now: Duration) {
         let held: Vec<(Bytes, Bytes)> = self.slots.get(&self.me).map_or_else(Vec::new, |slot| {

@@ -1,6 +1,12 @@
 //! Whole clusters on a virtual clock. A failure names the seed, which brings the same run again:
 //! `SEED=17 cargo nextest run -p portolan-gossip --test simulation`.
 
+#![expect(
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking, in its helpers too"
+)]
+
 use std::{collections::BTreeSet, env, time::Duration};
 
 use portolan_gossip::sim::{Faults, World};
@@ -25,7 +31,7 @@ fn cluster(nodes: usize, seed: u64) -> World {
 
 #[track_caller]
 fn settle(world: &mut World, most: Duration) -> Duration {
-    let took = world.until(most, |world| world.differences().is_empty());
+    let took = world.until(most, World::is_settled);
     took.unwrap_or_else(|| {
         let mut differences = world.differences();
         let count = differences.len();

@@ -1,5 +1,8 @@
 //! Streams: joining, pulling what is missing, and pings that datagrams lost.
 
+mod ask;
+mod serve;
+
 use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
 use bytes::Bytes;
@@ -9,7 +12,7 @@ use portolan_model::NodeId;
 use super::{Core, Output, StreamId, Timer};
 use crate::{
     codec::{
-        datagram::{self, Body},
+        datagram,
         members::Update,
         records::{Digest, Part},
         stream::Message,
@@ -18,8 +21,6 @@ use crate::{
     table::log::LEFT,
 };
 
-/// Pulls answered at one time.
-const MAX_SERVED: usize = 4;
 /// Seeds and lost members asked at one time.
 const MAX_JOINS: usize = 3;
 /// Bytes of records that one side sends in one pull; the next pull brings the rest.
@@ -212,241 +213,17 @@ impl Core {
         }
     }
 
-    fn close(&mut self, stream: StreamId, now: Duration) {
+    pub(super) fn close(&mut self, stream: StreamId, now: Duration) {
         self.closed(stream, now);
         self.outputs.push(Output::Close { stream });
     }
 
-    fn reply(&mut self, stream: StreamId, message: &Message) {
+    pub(super) fn reply(&mut self, stream: StreamId, message: &Message) {
         let bytes = message.encode();
         self.outputs.push(Output::Send { stream, bytes });
     }
 
-    // The answering side.
-
-    fn serve(&mut self, stream: StreamId, message: Message, now: Duration) {
-        match message {
-            Message::Datagram(bytes) => self.serve_datagram(stream, bytes, now),
-            Message::Open {
-                from,
-                full,
-                buckets,
-            } => {
-                if self.pulls.served.len() >= MAX_SERVED {
-                    self.stats.pulls.busy += 1;
-                    self.reply(stream, &Message::Busy);
-                    self.outputs.push(Output::Close { stream });
-                    return;
-                }
-                let me = self.membership.me();
-                let known = if from.node == me.node {
-                    Some((me, true))
-                } else {
-                    let known = self.membership.known().get(&from.node);
-                    known.map(|known| (known.identity, known.state.is_active()))
-                };
-                let boot = self.table.life(from.node).map(|(boot, _)| boot);
-                // Records may outlive what membership knows.
-                let known = match (known, boot) {
-                    (Some((id, alive)), Some(boot)) if boot > id.boot => {
-                        Some((Identity { boot, ..id }, alive))
-                    }
-                    (None, Some(boot)) => Some((Identity { boot, ..from }, false)),
-                    (known, _) => known,
-                };
-                let differing = if full {
-                    u64::MAX
-                } else {
-                    self.table.differing(&buckets)
-                };
-                let answer = Message::Digest {
-                    from: me,
-                    known,
-                    differing,
-                    digests: self.table.digests(differing),
-                    members: self.membership.updates(),
-                };
-                let mask = differing;
-                self.pulls.served.insert(stream, Served { from, mask });
-                self.reply(stream, &answer);
-            }
-            Message::Exchange {
-                digests,
-                members,
-                parts,
-            } => {
-                let Some(Served { from, mask }) = self.pulls.served.remove(&stream) else {
-                    self.outputs.push(Output::Close { stream });
-                    return;
-                };
-                self.stats.pulls.served += 1;
-                if !self.accepts(from) {
-                    self.stats.drops.stale += 1;
-                    self.tell_superseded(from, now);
-                    self.outputs.push(Output::Close { stream });
-                    return;
-                }
-                self.learn(from, members, now);
-                self.merge(from.node, parts, now);
-                let parts = self.table.parts(&digests, mask, BUDGET);
-                self.surpassed_in(&digests, now);
-                self.reply(stream, &Message::Parts(parts));
-                self.outputs.push(Output::Close { stream });
-            }
-            Message::Digest { .. } | Message::Parts(_) | Message::Busy => {
-                self.stats.drops.malformed += 1;
-                self.close(stream, now);
-            }
-        }
-    }
-
-    /// Whether whoever asks may be taken for the member that it says it is.
-    fn accepts(&self, from: Identity) -> bool {
-        let me = self.membership.me();
-        let known = self.membership.known().get(&from.node);
-        from.node != me.node
-            && known.is_none_or(|known| {
-                from.life() >= known.identity.life()
-                    && (from.addr == known.identity.addr || !known.state.is_active())
-            })
-    }
-
-    /// Tells somebody who it is that this node holds for its node.
-    fn tell_superseded(&mut self, from: Identity, now: Duration) {
-        let known = self.membership.known().get(&from.node);
-        if let Some(known) = known.map(|known| known.identity) {
-            self.send(from.addr, datagram::notice(self.header(now), &known));
-        }
-    }
-
-    /// A datagram that came by stream; what it is answered with goes back by it.
-    fn serve_datagram(&mut self, stream: StreamId, bytes: Bytes, now: Duration) {
-        if let Ok((_, Body::Membership(packet))) = datagram::decode(bytes) {
-            let sender = packet.header.src.node;
-            self.captured = Some((sender, Vec::new()));
-            self.membership_packet(sender, packet, now);
-            self.settle(now);
-            let (_, answers) = self.captured.take().unwrap_or((sender, Vec::new()));
-            let mut answers = answers.into_iter();
-            if let Some(answer) = answers.next() {
-                self.reply(stream, &Message::Datagram(answer));
-            }
-            // Whatever else membership wanted to tell the sender goes the usual way.
-            if let Some(known) = self.membership.known().get(&sender) {
-                let addr = known.identity.addr;
-                answers.for_each(|bytes| self.send(addr, bytes));
-            }
-        } else {
-            self.stats.drops.malformed += 1;
-        }
-        self.outputs.push(Output::Close { stream });
-    }
-
-    // The asking side.
-
-    fn continue_asking(&mut self, id: u64, message: Message, now: Duration) {
-        let stream = StreamId::Out(id);
-        let Some(&(_, asked)) = self.pulls.asked.get(&id) else {
-            self.outputs.push(Output::Close { stream });
-            return;
-        };
-        match (asked, message) {
-            (Asked::Ping, Message::Datagram(bytes)) => {
-                self.pulls.asked.remove(&id);
-                self.outputs.push(Output::Close { stream });
-                if let Ok((_, Body::Membership(packet))) = datagram::decode(bytes) {
-                    let sender = packet.header.src.node;
-                    self.membership_packet(sender, packet, now);
-                } else {
-                    self.stats.drops.malformed += 1;
-                }
-            }
-            (
-                Asked::Pull { .. },
-                Message::Digest {
-                    from,
-                    known,
-                    differing,
-                    digests,
-                    members,
-                },
-            ) => {
-                if !self.accepts(from) {
-                    self.stats.drops.stale += 1;
-                    self.tell_superseded(from, now);
-                    self.close(stream, now);
-                    return;
-                }
-                if !self.may_go_on(from, known, now) {
-                    self.close(stream, now);
-                    return;
-                }
-                let before = self.membership.hash();
-                self.learn(from, members, now);
-                let parts = self.table.parts(&digests, differing, BUDGET);
-                let useful = !parts.is_empty() || before != self.membership.hash();
-                if let Some((_, asked)) = self.pulls.asked.get_mut(&id) {
-                    *asked = Asked::Pull {
-                        peer: Some(from.node),
-                        useful,
-                    };
-                }
-                let answer = Message::Exchange {
-                    digests: self.table.digests(differing),
-                    members: self.membership.updates(),
-                    parts,
-                };
-                self.reply(stream, &answer);
-            }
-            (Asked::Pull { peer, useful }, Message::Parts(parts)) => {
-                let owner = peer.unwrap_or(self.membership.me().node);
-                let useful = self.merge(owner, parts, now) || useful;
-                self.pulls.asked.remove(&id);
-                self.outputs.push(Output::Close { stream });
-                if useful {
-                    self.stats.pulls.useful += 1;
-                    if let Some(peer) = peer {
-                        self.pulls.backoff.remove(&peer);
-                    }
-                } else {
-                    self.put_off(peer, now);
-                }
-                self.set_synced(now);
-            }
-            _ => {
-                self.close(stream, now);
-            }
-        }
-    }
-
-    /// Whether the answer to a pull lets this node be a member.
-    fn may_go_on(
-        &mut self,
-        from: Identity,
-        known: Option<(Identity, bool)>,
-        now: Duration,
-    ) -> bool {
-        let me = self.membership.me();
-        let Some((known, alive)) = known.filter(|(known, _)| known.node == me.node) else {
-            return true;
-        };
-        if known.addr != me.addr && alive {
-            if self.membership.peers().is_empty() {
-                self.refused(known, now);
-            } else {
-                self.rival(known, now);
-            }
-            return false;
-        }
-        if self.surpassed(known.boot, now) {
-            // The other side still has the life that this pull began with.
-            self.join_at(now);
-            return false;
-        }
-        true
-    }
-
-    fn learn(&mut self, from: Identity, members: Vec<Update>, now: Duration) {
+    pub(super) fn learn(&mut self, from: Identity, members: Vec<Update>, now: Duration) {
         let first = Update::new(from, 0, State::Alive);
         let members = members
             .into_iter()
@@ -457,7 +234,7 @@ impl Core {
     }
 
     /// Takes parts that `peer` sent. Returns whether any brought something.
-    fn merge(&mut self, peer: NodeId, parts: Vec<Part>, now: Duration) -> bool {
+    pub(super) fn merge(&mut self, peer: NodeId, parts: Vec<Part>, now: Duration) -> bool {
         let me = self.membership.me().node;
         let before = self.table.hash();
         let mut useful = false;
@@ -487,14 +264,14 @@ impl Core {
         useful || before != self.table.hash()
     }
 
-    fn surpassed_in(&mut self, digests: &[Digest], now: Duration) {
+    pub(super) fn surpassed_in(&mut self, digests: &[Digest], now: Duration) {
         let me = self.membership.me().node;
         if let Some(digest) = digests.iter().find(|digest| digest.owner == me) {
             self.surpassed(digest.boot, now);
         }
     }
 
-    fn put_off(&mut self, peer: Option<NodeId>, now: Duration) {
+    pub(super) fn put_off(&mut self, peer: Option<NodeId>, now: Duration) {
         if let Some(peer) = peer {
             let wait = self.pulls.backoff.get(&peer).map_or(BACKOFF.0, |b| b.1);
             let next = (wait * 2).min(BACKOFF.1);

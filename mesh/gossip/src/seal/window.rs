@@ -15,7 +15,7 @@ pub(super) struct Window {
 impl Window {
     /// Whether the counter is seen for the first time.
     pub(super) fn admit(&mut self, counter: u64) -> bool {
-        if counter == 0 || counter.saturating_add(SIZE) <= self.highest {
+        if counter == 0 || self.highest.saturating_sub(counter) >= SIZE {
             return false;
         }
         if counter > self.highest {

@@ -5,6 +5,7 @@ use std::{collections::BTreeSet, time::Duration};
 use rand::RngExt;
 
 use super::{Faults, World, host};
+use crate::queue::{MAX_OWN, MAX_RELAYED};
 
 /// What may be made to happen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,9 +80,9 @@ impl World {
                 }
             }
         }
-        for stats in self.stats() {
-            if stats.queue > 1024 + 256 {
-                return Err(format!("{} changes queued", stats.queue));
+        for host in &self.hosts {
+            if host.queued() > MAX_OWN + MAX_RELAYED {
+                return Err(format!("n{}: {} changes queued", host.index, host.queued()));
             }
         }
         Ok(())

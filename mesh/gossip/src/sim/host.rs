@@ -119,7 +119,9 @@ impl Host {
 
     /// For how long the process still stands still.
     pub(super) fn frozen(&self, now: Duration) -> Option<Duration> {
-        (self.frozen_until > now).then(|| self.frozen_until - now)
+        self.frozen_until
+            .checked_sub(now)
+            .filter(|left| !left.is_zero())
     }
 
     pub(super) fn step(&mut self, now: Duration, input: Input) -> Vec<Output> {
@@ -148,6 +150,27 @@ impl Host {
             self.view = Some(view);
         }
         self.view.as_ref()
+    }
+
+    /// What the node shows under a key of an owner.
+    pub(super) fn record(&self, owner: NodeId, key: &Bytes) -> Option<&Bytes> {
+        self.core.as_ref()?.record(owner, key)
+    }
+
+    /// Whether the node holds another for alive.
+    pub(super) fn holds_alive(&self, member: NodeId) -> bool {
+        let core = self.core.as_ref();
+        core.is_some_and(|core| core.holds_alive(member))
+    }
+
+    /// The hashes of table and membership.
+    pub(super) fn hashes(&self) -> Option<(u64, u64)> {
+        self.core.as_ref().map(Core::hashes)
+    }
+
+    /// Changes that wait to be passed on.
+    pub(super) fn queued(&self) -> usize {
+        self.core.as_ref().map_or(0, Core::queued)
     }
 
     pub(super) fn stats(&self) -> Option<Stats> {

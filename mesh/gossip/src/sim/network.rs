@@ -168,7 +168,7 @@ impl Network {
 
     fn latency(&mut self) -> Duration {
         let (least, most) = self.faults.latency;
-        let mut latency = least + (most - least).mul_f64(self.rng.random());
+        let mut latency = least + most.saturating_sub(least).mul_f64(self.rng.random());
         if self.happens(self.faults.late.0) {
             latency += self.faults.late.1.mul_f64(self.rng.random());
         }
@@ -179,7 +179,7 @@ impl Network {
         share > 0.0 && self.rng.random::<f64>() < share
     }
 
-    fn datagram(&mut self, now: Duration, from: usize, sender: NodeId, to: usize, bytes: Bytes) {
+    fn datagram(&mut self, now: Duration, from: usize, sender: NodeId, to: usize, bytes: &Bytes) {
         self.sent.udp_packets += 1;
         self.sent.udp_bytes += bytes.len() as u64 + UDP_OVERHEAD;
         if self.cuts.contains(&(from, to)) || self.happens(self.faults.loss) {
@@ -239,7 +239,7 @@ impl World {
             Output::Datagram { to, bytes } => {
                 if let Some(to) = host::index(to).filter(|to| *to < self.hosts.len()) {
                     let sender = self.hosts[node].id;
-                    self.network.datagram(self.now, node, sender, to, bytes);
+                    self.network.datagram(self.now, node, sender, to, &bytes);
                 }
             }
             Output::Open { stream, to, bytes } => self.open(node, stream, host::index(to), bytes),

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use portolan_model::NodeId;
 
-use crate::view::{Owner, View};
+use crate::view::{MemberState, Owner, View};
 
 type Records = BTreeMap<Bytes, Bytes>;
 
@@ -29,7 +29,7 @@ pub(super) fn compare(
             None => found.push(format!("n{viewer} lacks the records of {node}")),
         }
         let state = view.members.get(node).map(|member| member.state);
-        if !state.is_some_and(|state| state.is_active()) {
+        if !state.is_some_and(MemberState::is_active) {
             found.push(format!("n{viewer} holds {node} for {state:?}"));
         }
     }

@@ -1,5 +1,11 @@
 //! Real drivers on loopback addresses: sockets, encryption and disk included.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test fails by panicking, in its helpers too"
+)]
+
 mod support;
 
 use std::time::Duration;

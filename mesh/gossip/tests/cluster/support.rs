@@ -79,7 +79,7 @@ impl Plan {
     }
 
     pub(crate) fn cluster(mut self, cluster: &str) -> Self {
-        self.config.cluster = cluster.to_owned();
+        cluster.clone_into(&mut self.config.cluster);
         self
     }
 
