@@ -32,6 +32,11 @@ release: ## Build the program for use, target/release/portolan
 	@.ci/deps build
 	$(CARGO) build --locked --release -p portolan-agent
 
+.PHONY: release
+release: ## Build the program for real machines, target/release/portolan
+	@.ci/deps build
+	$(CARGO) build --locked --release -p portolan-agent
+
 .PHONY: demo
 demo: build ## Three nodes on this machine, until Ctrl-C; ARGS=--once checks them and ends
 	@.ci/deps demo

@@ -2,9 +2,7 @@
 
 use std::{
     env, fs,
-    io::Write,
     net::{IpAddr, SocketAddr},
-    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     process::Command,
     time::{Duration, Instant},
@@ -120,16 +118,8 @@ impl Cluster {
     /// Starts the agents, with one key; every one joins by the others.
     pub(super) fn start_agents(&mut self) -> Result<()> {
         let key_file = self.lab.switch().dir().join("key");
-        let key =
-            output_within(clean(Command::new(&self.program).arg("keygen")), PATIENCE)?.success()?;
-        let mut options = fs::OpenOptions::new();
-        let file = options
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&key_file);
-        file.and_then(|mut file| file.write_all(key.stdout.as_bytes()))
-            .with_context(|| key_file.display().to_string())?;
+        let mut keygen = Command::new(&self.program);
+        output_within(clean(keygen.arg("keygen").arg(&key_file)), PATIENCE)?.success()?;
         let addresses: Vec<String> = self
             .agents
             .iter()
@@ -225,8 +215,9 @@ impl Cluster {
 
     fn start_task(&self, planned: &PlannedTask) -> Result<Task> {
         let namespace = self.lab.task(&planned.label)?;
+        let port = TARGET_PORT.to_string();
         let mut command = namespace.command(&self.program);
-        clean(&mut command).args(["whoami", "--port", &TARGET_PORT.to_string()]);
+        clean(&mut command).args(["whoami", "--http", &port, "--udp", &port]);
         let process = namespace.spawn(&mut command)?;
         let process = process
             .listening(TARGET_PORT)?
