@@ -33,7 +33,10 @@ const MAX_BODY: usize = 1 << 20;
 /// Answers of `/v1/flows` if no limit is given, and at most.
 const FLOWS: (usize, usize) = (100, 100_000);
 /// Requests may last as long as draining does.
-const LIMITS: Limits = Limits { connections: 128, lifetime: None };
+const LIMITS: Limits = Limits {
+    connections: 128,
+    lifetime: None,
+};
 
 /// Answers until cancelled, then removes the socket.
 ///
@@ -108,7 +111,9 @@ async fn flows(
 ) -> Result<Json<Vec<FlowView>>, Refusal> {
     let Query(FlowsQuery { limit }) = query.map_err(|e| Refusal::bad_input(e.body_text()))?;
     let (usual, most) = FLOWS;
-    Ok(Json(shared.plane.flows(limit.unwrap_or(usual).min(most)).await))
+    Ok(Json(
+        shared.plane.flows(limit.unwrap_or(usual).min(most)).await,
+    ))
 }
 
 async fn version() -> Json<serde_json::Value> {
@@ -116,9 +121,19 @@ async fn version() -> Json<serde_json::Value> {
 }
 
 async fn unknown(uri: Uri) -> Refusal {
-    Refusal::new(StatusCode::NOT_FOUND, format!("there is no {} in the admin API of {}", uri.path(), super::VERSION))
+    Refusal::new(
+        StatusCode::NOT_FOUND,
+        format!(
+            "there is no {} in the admin API of {}",
+            uri.path(),
+            super::VERSION
+        ),
+    )
 }
 
 async fn wrong_method(method: Method, uri: Uri) -> Refusal {
-    Refusal::new(StatusCode::METHOD_NOT_ALLOWED, format!("{} does not take {method}", uri.path()))
+    Refusal::new(
+        StatusCode::METHOD_NOT_ALLOWED,
+        format!("{} does not take {method}", uri.path()),
+    )
 }

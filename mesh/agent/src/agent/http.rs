@@ -40,7 +40,10 @@ use connections::Limits;
 const PAGE: &str = include_str!("http/page.html");
 /// The runner's heart beats at least once a second; past this it is taken for stuck.
 const STUCK: Duration = Duration::from_secs(5);
-const LIMITS: Limits = Limits { connections: 256, lifetime: Some(Duration::from_mins(5)) };
+const LIMITS: Limits = Limits {
+    connections: 256,
+    lifetime: Some(Duration::from_mins(5)),
+};
 /// The page brings all that it needs, and speaks with this agent alone.
 const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; \
                       connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; \
@@ -65,7 +68,10 @@ pub(super) async fn serve(
     listener: TcpListener,
     cancel: CancellationToken,
 ) -> anyhow::Result<()> {
-    let pages = Pages { shared: shared.clone(), last_beat_ms: Arc::default() };
+    let pages = Pages {
+        shared: shared.clone(),
+        last_beat_ms: Arc::default(),
+    };
     let beats = pages.clone().follow_beats(shared.beat);
     tokio::select! {
         () = connections::serve(listener, router(pages), LIMITS, &cancel) => Ok(()),
@@ -96,7 +102,10 @@ impl Pages {
     }
 
     fn since_beat(&self) -> Duration {
-        Duration::from_millis(self.age_ms().saturating_sub(self.last_beat_ms.load(Ordering::Relaxed)))
+        Duration::from_millis(
+            self.age_ms()
+                .saturating_sub(self.last_beat_ms.load(Ordering::Relaxed)),
+        )
     }
 }
 
@@ -107,11 +116,26 @@ fn router(pages: Pages) -> Router {
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .route("/api/all.json", get(all))
-        .route("/api/status.json", get(async |s: State<Pages>| Json(facts(&s).await.status())))
-        .route("/api/nodes.json", get(async |s: State<Pages>| Json(facts(&s).await.nodes())))
-        .route("/api/networks.json", get(async |s: State<Pages>| Json(facts(&s).await.networks())))
-        .route("/api/services.json", get(async |s: State<Pages>| Json(facts(&s).await.services())))
-        .route("/api/tasks.json", get(async |s: State<Pages>| Json(facts(&s).await.tasks())))
+        .route(
+            "/api/status.json",
+            get(async |s: State<Pages>| Json(facts(&s).await.status())),
+        )
+        .route(
+            "/api/nodes.json",
+            get(async |s: State<Pages>| Json(facts(&s).await.nodes())),
+        )
+        .route(
+            "/api/networks.json",
+            get(async |s: State<Pages>| Json(facts(&s).await.networks())),
+        )
+        .route(
+            "/api/services.json",
+            get(async |s: State<Pages>| Json(facts(&s).await.services())),
+        )
+        .route(
+            "/api/tasks.json",
+            get(async |s: State<Pages>| Json(facts(&s).await.tasks())),
+        )
         .fallback(async || (StatusCode::NOT_FOUND, "not found\n"))
         .layer(middleware::from_fn(guard))
         .with_state(pages)
@@ -130,7 +154,10 @@ async fn guard(request: Request, next: Next) -> Response {
         (header::CONTENT_SECURITY_POLICY, POLICY),
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
         (header::REFERRER_POLICY, "no-referrer"),
-        (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
+        (
+            HeaderName::from_static("cross-origin-resource-policy"),
+            "same-origin",
+        ),
     ] {
         headers.insert(name, HeaderValue::from_static(value));
     }
@@ -168,12 +195,18 @@ async fn readyz(State(pages): State<Pages>) -> (StatusCode, String) {
     let leaving = own.is_some_and(|node| node.state == NodeState::Leaving);
     let waits = pages.shared.waiting_for();
     if leaving {
-        return (StatusCode::SERVICE_UNAVAILABLE, "the node leaves\n".to_owned());
+        return (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "the node leaves\n".to_owned(),
+        );
     }
     if waits.is_empty() {
         return (StatusCode::OK, "ready\n".to_owned());
     }
-    let lines: String = waits.iter().map(|what| format!("waiting for {what}\n")).collect();
+    let lines: String = waits
+        .iter()
+        .map(|what| format!("waiting for {what}\n"))
+        .collect();
     (StatusCode::SERVICE_UNAVAILABLE, lines)
 }
 

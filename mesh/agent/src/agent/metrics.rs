@@ -37,7 +37,9 @@ pub(super) async fn text(shared: &Shared) -> anyhow::Result<String> {
         process: Process::read(),
     };
     let families = counted.expose().families();
-    TextEncoder::new().encode_to_string(&families).context("the metrics cannot be encoded")
+    TextEncoder::new()
+        .encode_to_string(&families)
+        .context("the metrics cannot be encoded")
 }
 
 /// What the parts of the agent have counted.
@@ -54,7 +56,11 @@ struct Counted {
 impl Counted {
     fn expose(&self) -> Exposition {
         let mut to = Exposition::default();
-        to.add(&d::BUILD_INFO, &[super::VERSION, env!("PORTOLAN_RUSTC_VERSION")], 1_u8);
+        to.add(
+            &d::BUILD_INFO,
+            &[super::VERSION, env!("PORTOLAN_RUSTC_VERSION")],
+            1_u8,
+        );
         self.expose_cluster(&mut to);
         self.expose_plane(&mut to);
         self.expose_overlay(&mut to);
@@ -85,9 +91,21 @@ impl Counted {
         let serving = self.facts.standing.is_some() && standing.unreadable.is_none();
         to.add(&d::PLANE_SERVING, &[&plane], serving);
         to.add(&d::PLANE_FRONTENDS, &[&plane, "served"], standing.served);
-        to.add(&d::PLANE_FRONTENDS, &[&plane, "failed"], standing.failures.len());
-        to.add(&d::PLANE_OPERATIONS, &[&plane, "applied"], standing.applied_total);
-        to.add(&d::PLANE_OPERATIONS, &[&plane, "failed"], standing.failed_total);
+        to.add(
+            &d::PLANE_FRONTENDS,
+            &[&plane, "failed"],
+            standing.failures.len(),
+        );
+        to.add(
+            &d::PLANE_OPERATIONS,
+            &[&plane, "applied"],
+            standing.applied_total,
+        );
+        to.add(
+            &d::PLANE_OPERATIONS,
+            &[&plane, "failed"],
+            standing.failed_total,
+        );
         for frontend in &self.plane.frontends {
             expose_frontend(to, &plane, frontend);
         }
@@ -98,9 +116,21 @@ impl Counted {
         to.add(&d::OVERLAY_ERRORS, &[], overlay.failed_total);
         to.add(&d::OVERLAY_MTU, &[], overlay.mtu);
         let dropped = &overlay.counters;
-        to.add(&d::OVERLAY_DROPPED, &["non_member"], dropped.non_member_packets);
-        to.add(&d::OVERLAY_DROPPED, &["misdirected"], dropped.misdirected_packets);
-        to.add(&d::OVERLAY_DROPPED, &["forged_source"], dropped.forged_source_packets);
+        to.add(
+            &d::OVERLAY_DROPPED,
+            &["non_member"],
+            dropped.non_member_packets,
+        );
+        to.add(
+            &d::OVERLAY_DROPPED,
+            &["misdirected"],
+            dropped.misdirected_packets,
+        );
+        to.add(
+            &d::OVERLAY_DROPPED,
+            &["forged_source"],
+            dropped.forged_source_packets,
+        );
     }
 
     fn expose_dns(&self, to: &mut Exposition) {
@@ -176,15 +206,32 @@ impl Counted {
 
 fn expose_frontend(to: &mut Exposition, plane: &str, stats: &FrontendStats) {
     let (port, protocol) = (port(&stats.frontend), stats.frontend.protocol.to_string());
-    let service = [plane, stats.service_name.as_str(), port.as_str(), protocol.as_str()];
+    let service = [
+        plane,
+        stats.service_name.as_str(),
+        port.as_str(),
+        protocol.as_str(),
+    ];
     let and = |last| [service.as_slice(), &[last]].concat();
     for (_, task, backend) in &stats.backends {
         let labels = and(task.as_str());
         to.add(&d::PLANE_FLOWS, &labels, backend.flows);
         to.add(&d::PLANE_FLOWS_ACTIVE, &labels, backend.active);
-        to.add(&d::PLANE_BYTES, &[labels.as_slice(), &["in"]].concat(), backend.bytes_in);
-        to.add(&d::PLANE_BYTES, &[labels.as_slice(), &["out"]].concat(), backend.bytes_out);
-        to.add(&d::PLANE_CONNECT_FAILURES, &labels, backend.connect_failures);
+        to.add(
+            &d::PLANE_BYTES,
+            &[labels.as_slice(), &["in"]].concat(),
+            backend.bytes_in,
+        );
+        to.add(
+            &d::PLANE_BYTES,
+            &[labels.as_slice(), &["out"]].concat(),
+            backend.bytes_out,
+        );
+        to.add(
+            &d::PLANE_CONNECT_FAILURES,
+            &labels,
+            backend.connect_failures,
+        );
     }
     to.add(&d::PLANE_RETRIES, &service, stats.retries);
     to.add(&d::PLANE_IDLE_TIMEOUTS, &service, stats.idle_timeouts);
@@ -203,7 +250,12 @@ fn port(frontend: &Frontend) -> String {
 
 /// How many tasks are in each state, on this node and on all.
 fn tasks_by_state(snapshot: &Snapshot) -> BTreeMap<&'static str, (usize, usize)> {
-    let states = [TaskState::Starting, TaskState::Healthy, TaskState::Unhealthy, TaskState::Draining];
+    let states = [
+        TaskState::Starting,
+        TaskState::Healthy,
+        TaskState::Unhealthy,
+        TaskState::Draining,
+    ];
     let mut counts: BTreeMap<_, _> = states.map(|state| (task_word(state), (0, 0))).into();
     for view in snapshot.tasks.values() {
         let (here, all) = counts.entry(task_word(view.state)).or_default();

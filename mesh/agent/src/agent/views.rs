@@ -59,7 +59,11 @@ impl Facts {
             standing: shared.plane.standing().borrow().clone(),
             dns_problems: shared.dns.problems(),
             key: keys.iter().find(|key| key.primary).map(|key| key.id),
-            waiting_for: shared.waiting_for().into_iter().map(str::to_owned).collect(),
+            waiting_for: shared
+                .waiting_for()
+                .into_iter()
+                .map(str::to_owned)
+                .collect(),
         }
     }
 
@@ -73,7 +77,9 @@ impl Facts {
             uptime_s: self.uptime.as_secs(),
             waiting_for: self.waiting_for.clone(),
             members: self.members(),
-            encryption: self.key.map_or_else(|| "off".to_owned(), |key| format!("on, key {key}")),
+            encryption: self
+                .key
+                .map_or_else(|| "off".to_owned(), |key| format!("on, key {key}")),
             table_hash: format!("{:016x}", self.view.table_hash),
             planes: self.planes(),
             overlay_mtu: self.overlay.mtu,
@@ -90,11 +96,18 @@ impl Facts {
 
     /// Every frontend of this node, in order.
     pub(super) fn ports(&self) -> Vec<PortRow> {
-        portolan_plane::frontends(&self.snapshot).values().map(|spec| self.port(spec)).collect()
+        portolan_plane::frontends(&self.snapshot)
+            .values()
+            .map(|spec| self.port(spec))
+            .collect()
     }
 
     fn port(&self, spec: &FrontendSpec) -> PortRow {
-        let active = spec.backends.iter().filter(|b| b.state == BackendState::Active).count();
+        let active = spec
+            .backends
+            .iter()
+            .filter(|b| b.state == BackendState::Active)
+            .count();
         PortRow {
             frontend: spec.frontend.to_string(),
             service: spec.service_name.clone(),
@@ -108,14 +121,21 @@ impl Facts {
     fn frontend_problem(&self, frontend: &Frontend) -> Option<String> {
         match &self.standing {
             None => Some("the plane has not begun yet".to_owned()),
-            Some(standing) => {
-                standing.unreadable.as_ref().or_else(|| standing.failures.get(frontend)).cloned()
-            }
+            Some(standing) => standing
+                .unreadable
+                .as_ref()
+                .or_else(|| standing.failures.get(frontend))
+                .cloned(),
         }
     }
 
     fn own_state(&self) -> &'static str {
-        state_word(self.snapshot.nodes.get(&self.snapshot.me).map(|node| node.state))
+        state_word(
+            self.snapshot
+                .nodes
+                .get(&self.snapshot.me)
+                .map(|node| node.state),
+        )
     }
 
     /// Members by state: the living always, of the others those states that occur.
@@ -124,7 +144,10 @@ impl Facts {
         for member in self.view.members.values() {
             *counts.entry(member.state).or_insert(0) += 1;
         }
-        counts.into_iter().map(|(state, count)| (member_word(state).to_owned(), count)).collect()
+        counts
+            .into_iter()
+            .map(|(state, count)| (member_word(state).to_owned(), count))
+            .collect()
     }
 
     fn planes(&self) -> Vec<PlaneRow> {
@@ -134,11 +157,19 @@ impl Facts {
         };
         let (serving, reason) = match &self.standing {
             None => (false, "has not been given anything to serve yet".to_owned()),
-            Some(Standing { unreadable: Some(error), .. }) => (false, error.clone()),
+            Some(Standing {
+                unreadable: Some(error),
+                ..
+            }) => (false, error.clone()),
             Some(_) => (true, chosen.to_owned()),
         };
         let served = self.standing.as_ref().map_or(0, |standing| standing.served);
-        let plane = PlaneRow { plane: self.plane.to_string(), serving, reason, frontends: served };
+        let plane = PlaneRow {
+            plane: self.plane.to_string(),
+            serving,
+            reason,
+            frontends: served,
+        };
         let absent = PlaneRow {
             plane: PlaneKind::Ebpf.to_string(),
             serving: false,
@@ -157,13 +188,22 @@ impl Facts {
         problems.extend(self.dns_problems.iter().cloned());
         problems.extend(self.reasons.tasks.iter().map(|(id, reason)| {
             let task = self.snapshot.tasks.get(id);
-            let name = task.map_or_else(|| id.to_string(), |view| self.snapshot.task_name(&view.task));
+            let name = task.map_or_else(
+                || id.to_string(),
+                |view| self.snapshot.task_name(&view.task),
+            );
             format!("task {name}: {reason}")
         }));
-        let down = self.view.members.values().filter(|member| member.state == MemberState::Down);
+        let down = self
+            .view
+            .members
+            .values()
+            .filter(|member| member.state == MemberState::Down);
         problems.extend(down.map(|member| self.member_problem(member)));
         problems.extend(self.snapshot.networks.values().flat_map(|view| {
-            view.problems.iter().map(|problem| format!("network {}: {problem}", view.network.name))
+            view.problems
+                .iter()
+                .map(|problem| format!("network {}: {problem}", view.network.name))
         }));
         problems.extend(self.snapshot.services.values().flat_map(|view| {
             let declared = view.problems.iter().map(ToString::to_string);
@@ -174,19 +214,33 @@ impl Facts {
     }
 
     fn plane_problems(&self) -> Vec<String> {
-        let Some(standing) = &self.standing else { return Vec::new() };
+        let Some(standing) = &self.standing else {
+            return Vec::new();
+        };
         let wanted = portolan_plane::frontends(&self.snapshot);
-        let failures = standing.failures.iter().map(|(frontend, error)| match wanted.get(frontend) {
-            Some(spec) => format!("service {}: {frontend}: {error}", spec.service_name),
-            None => format!("{frontend}: {error}"),
-        });
-        let unreadable = standing.unreadable.iter().map(|error| format!("plane {}: {error}", self.plane));
+        let failures =
+            standing
+                .failures
+                .iter()
+                .map(|(frontend, error)| match wanted.get(frontend) {
+                    Some(spec) => format!("service {}: {frontend}: {error}", spec.service_name),
+                    None => format!("{frontend}: {error}"),
+                });
+        let unreadable = standing
+            .unreadable
+            .iter()
+            .map(|error| format!("plane {}: {error}", self.plane));
         unreadable.chain(failures).collect()
     }
 
     fn member_problem(&self, member: &Member) -> String {
         let down = self.now.duration_since(member.since).unwrap_or_default();
-        format!("member {} ({}) is down, since {}", member.name, member.addr.ip(), ago(down))
+        format!(
+            "member {} ({}) is down, since {}",
+            member.name,
+            member.addr.ip(),
+            ago(down)
+        )
     }
 }
 

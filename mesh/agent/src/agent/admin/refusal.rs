@@ -22,7 +22,10 @@ pub(super) struct Refusal {
 
 impl Refusal {
     pub(super) fn new(status: StatusCode, error: impl Into<String>) -> Self {
-        Self { status, errors: vec![error.into()] }
+        Self {
+            status,
+            errors: vec![error.into()],
+        }
     }
 
     /// The request itself is wrong.
@@ -32,13 +35,22 @@ impl Refusal {
 
     /// The agent is about to end and takes no commands any more.
     pub(super) fn ending() -> Self {
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, "the agent is ending; start it again first")
+        Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "the agent is ending; start it again first",
+        )
     }
 }
 
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
-        (self.status, Json(ErrorBody { errors: self.errors })).into_response()
+        (
+            self.status,
+            Json(ErrorBody {
+                errors: self.errors,
+            }),
+        )
+            .into_response()
     }
 }
 
@@ -47,13 +59,15 @@ impl From<KeyError> for Refusal {
         let status = match &error {
             KeyError::Format | KeyError::Zero | KeyError::Id => StatusCode::BAD_REQUEST,
             KeyError::Missing(_) => StatusCode::NOT_FOUND,
-            KeyError::TooMany | KeyError::Duplicate(_) | KeyError::Primary(_) | KeyError::Insecure => {
-                StatusCode::CONFLICT
-            }
+            KeyError::TooMany
+            | KeyError::Duplicate(_)
+            | KeyError::Primary(_)
+            | KeyError::Insecure => StatusCode::CONFLICT,
             KeyError::Ended => return Self::ending(),
-            KeyError::Line { .. } | KeyError::Empty | KeyError::File { .. } | KeyError::Random(_) => {
-                StatusCode::INTERNAL_SERVER_ERROR
-            }
+            KeyError::Line { .. }
+            | KeyError::Empty
+            | KeyError::File { .. }
+            | KeyError::Random(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
         Self::new(status, with_causes(&error))
     }
@@ -66,13 +80,17 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
     type Rejection = Refusal;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Refusal> {
-        let bytes = Bytes::from_request(request, state).await.map_err(|rejection| {
-            let error = match rejection.status() {
-                StatusCode::PAYLOAD_TOO_LARGE => format!("the request is longer than {MAX_BODY} bytes"),
-                _ => rejection.body_text(),
-            };
-            Refusal::new(rejection.status(), error)
-        })?;
+        let bytes = Bytes::from_request(request, state)
+            .await
+            .map_err(|rejection| {
+                let error = match rejection.status() {
+                    StatusCode::PAYLOAD_TOO_LARGE => {
+                        format!("the request is longer than {MAX_BODY} bytes")
+                    }
+                    _ => rejection.body_text(),
+                };
+                Refusal::new(rejection.status(), error)
+            })?;
         match Json::from_bytes(&bytes) {
             Ok(Json(body)) => Ok(Self(body)),
             Err(rejection) => Err(Refusal::bad_input(rejection.body_text())),

@@ -24,11 +24,15 @@ const BACKLOG: i32 = 128;
 /// Another agent answers there, or the system refuses.
 pub(in crate::agent) fn bind(path: &Path) -> anyhow::Result<UnixListener> {
     if let Some(dir) = path.parent() {
-        fs::create_dir_all(dir).with_context(|| format!("socket: cannot create {}", dir.display()))?;
+        fs::create_dir_all(dir)
+            .with_context(|| format!("socket: cannot create {}", dir.display()))?;
     }
     make_room(path)?;
     listen(path).with_context(|| {
-        format!("socket: cannot listen on {}; give another path with --socket", path.display())
+        format!(
+            "socket: cannot listen on {}; give another path with --socket",
+            path.display()
+        )
     })
 }
 
@@ -47,15 +51,22 @@ fn make_room(path: &Path) -> anyhow::Result<()> {
     let present = match fs::symlink_metadata(path) {
         Ok(present) => present,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error).with_context(|| format!("socket: cannot look at {}", path.display())),
+        Err(error) => {
+            return Err(error).with_context(|| format!("socket: cannot look at {}", path.display()));
+        }
     };
     if !present.file_type().is_socket() {
-        bail!("socket: {} exists and is no socket; move it away or give another path with --socket", path.display());
+        bail!(
+            "socket: {} exists and is no socket; move it away or give another path with --socket",
+            path.display()
+        );
     }
     match UnixStream::connect(path) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => remove(path),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(error).with_context(|| format!("socket: cannot ask who is on {}", path.display())),
+        Err(error) => {
+            Err(error).with_context(|| format!("socket: cannot ask who is on {}", path.display()))
+        }
         Ok(_) => bail!(
             "socket: another agent runs and answers on {}; stop it, or give this one another path with --socket",
             path.display()

@@ -17,24 +17,30 @@ impl Exposition {
     /// when it is published at several addresses.
     pub(super) fn add(&mut self, metric: &Definition, labels: &[&str], value: impl Value) {
         debug_assert_eq!(metric.labels.len(), labels.len(), "{}", metric.name);
-        let (_, samples) = self.0.entry(metric.name).or_insert_with(|| (*metric, Samples::new()));
+        let (_, samples) = self
+            .0
+            .entry(metric.name)
+            .or_insert_with(|| (*metric, Samples::new()));
         let labels = labels.iter().map(|&label| label.to_owned()).collect();
-        *samples.entry(labels).or_insert(0.0) += value.as_f64();
+        *samples.entry(labels).or_insert(0.0) += value.number();
     }
 
     /// The families, by name.
     pub(super) fn families(self) -> Vec<MetricFamily> {
-        self.0.into_values().map(|(metric, samples)| family(metric, samples)).collect()
+        self.0
+            .into_values()
+            .map(|(metric, samples)| family(metric, samples))
+            .collect()
     }
 }
 
 /// A number, as Prometheus has it.
 pub(super) trait Value {
-    fn as_f64(self) -> f64;
+    fn number(self) -> f64;
 }
 
 impl Value for f64 {
-    fn as_f64(self) -> f64 {
+    fn number(self) -> f64 {
         self
     }
 }
@@ -42,7 +48,7 @@ impl Value for f64 {
 macro_rules! values {
     ($($number:ty)*) => {$(
         impl Value for $number {
-            fn as_f64(self) -> f64 {
+            fn number(self) -> f64 {
                 self as f64
             }
         }
@@ -54,7 +60,7 @@ values!(u64 usize);
 macro_rules! small_values {
     ($($number:ty)*) => {$(
         impl Value for $number {
-            fn as_f64(self) -> f64 {
+            fn number(self) -> f64 {
                 f64::from(self)
             }
         }
@@ -71,7 +77,12 @@ fn family(metric: Definition, samples: Samples) -> MetricFamily {
         Kind::Counter => MetricType::COUNTER,
         Kind::Gauge => MetricType::GAUGE,
     });
-    family.set_metric(samples.into_iter().map(|(labels, value)| sample(metric, labels, value)).collect());
+    family.set_metric(
+        samples
+            .into_iter()
+            .map(|(labels, value)| sample(metric, labels, value))
+            .collect(),
+    );
     family
 }
 

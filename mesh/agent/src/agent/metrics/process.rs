@@ -26,11 +26,19 @@ impl Process {
     /// Reads it; `None` where `/proc` is not there.
     pub(super) fn read() -> Option<Self> {
         let boot = fs::read_to_string("/proc/stat").ok()?;
-        let boot: f64 = boot.lines().find_map(|line| line.strip_prefix("btime "))?.trim().parse().ok()?;
+        let boot: f64 = boot
+            .lines()
+            .find_map(|line| line.strip_prefix("btime "))?
+            .trim()
+            .parse()
+            .ok()?;
         let stat = Stat::parse(&fs::read_to_string("/proc/self/stat").ok()?)?;
         let seconds = |ticks: u64| ticks as f64 / clock_ticks_per_second() as f64;
         // The directory's own descriptor is among them.
-        let open_fds = fs::read_dir("/proc/self/fd").ok()?.count().saturating_sub(1);
+        let open_fds = fs::read_dir("/proc/self/fd")
+            .ok()?
+            .count()
+            .saturating_sub(1);
         Some(Self {
             cpu_seconds: seconds(stat.cpu_ticks),
             resident_bytes: stat.resident_pages * page_size() as u64,
@@ -90,8 +98,13 @@ mod tests {
     #[test]
     fn a_name_with_parentheses_and_blanks_does_not_confuse() {
         let text = "42 (a) b (c) S 1 42 42 0 -1 4194304 9 0 0 0 7 5 0 0 20 0 3 0 1000 4096 12 18446744073709551615";
-        let expected =
-            Stat { cpu_ticks: 12, threads: 3, start_ticks: 1000, virtual_bytes: 4096, resident_pages: 12 };
+        let expected = Stat {
+            cpu_ticks: 12,
+            threads: 3,
+            start_ticks: 1000,
+            virtual_bytes: 4096,
+            resident_pages: 12,
+        };
         assert_eq!(Stat::parse(text), Some(expected));
         assert_eq!(Stat::parse("42 (short) S 1"), None);
     }
@@ -99,9 +112,14 @@ mod tests {
     #[test]
     fn the_own_process_is_read() {
         let process = Process::read().unwrap();
-        assert!(process.resident_bytes > 100_000 && process.virtual_bytes >= process.resident_bytes);
+        assert!(
+            process.resident_bytes > 100_000 && process.virtual_bytes >= process.resident_bytes
+        );
         assert!(process.open_fds >= 3 && process.threads >= 1);
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64();
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap()
+            .as_secs_f64();
         assert!(process.start_seconds < now + 2.0 && process.start_seconds > now - 3600.0);
     }
 }

@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use portolan_model::{
-    EndpointMode, NetworkView, NodeId, NodeState, PublishMode, ServiceId, ServiceView, TaskId, TaskState, TaskView,
+    EndpointMode, NetworkView, NodeId, NodeState, PublishMode, ServiceId, ServiceView, TaskId,
+    TaskState, TaskView,
 };
 
 use super::{Facts, member_word, state_word};
@@ -12,8 +13,12 @@ use crate::api::{NetworkRow, NodeRow, ServiceRow, TaskRow};
 impl Facts {
     /// Every member, and every node that has a record, by name.
     pub(in crate::agent) fn nodes(&self) -> Vec<NodeRow> {
-        let ids: BTreeSet<&NodeId> =
-            self.view.members.keys().chain(self.snapshot.nodes.keys()).collect();
+        let ids: BTreeSet<&NodeId> = self
+            .view
+            .members
+            .keys()
+            .chain(self.snapshot.nodes.keys())
+            .collect();
         let mut rows: Vec<NodeRow> = ids.into_iter().map(|id| self.node(id)).collect();
         rows.sort_by(|a, b| (&a.name, &a.id).cmp(&(&b.name, &b.id)));
         rows
@@ -26,15 +31,26 @@ impl Facts {
 
     fn node(&self, id: &NodeId) -> NodeRow {
         let (member, record) = (self.view.members.get(id), self.snapshot.nodes.get(id));
-        let name = record.map(|r| r.name.clone()).or_else(|| member.map(|m| m.name.clone()));
-        let address = record.map(|r| r.underlay).or_else(|| member.map(|m| m.addr.ip()));
+        let name = record
+            .map(|r| r.name.clone())
+            .or_else(|| member.map(|m| m.name.clone()));
+        let address = record
+            .map(|r| r.underlay)
+            .or_else(|| member.map(|m| m.addr.ip()));
         NodeRow {
             id: id.to_string(),
             name: name.unwrap_or_default(),
-            address: address.map(|address| address.to_string()).unwrap_or_default(),
+            address: address
+                .map(|address| address.to_string())
+                .unwrap_or_default(),
             membership: member.map_or("", |m| member_word(m.state)).to_owned(),
             state: state_word(record.map(|r| r.state)).to_owned(),
-            tasks: self.snapshot.tasks.values().filter(|task| task.node == *id).count(),
+            tasks: self
+                .snapshot
+                .tasks
+                .values()
+                .filter(|task| task.node == *id)
+                .count(),
             version: record.map(|r| r.version.clone()).unwrap_or_default(),
             me: *id == self.snapshot.me,
         }
@@ -42,7 +58,11 @@ impl Facts {
 
     /// Every network, by name.
     pub(in crate::agent) fn networks(&self) -> Vec<NetworkRow> {
-        self.snapshot.networks.values().map(|view| self.network(view)).collect()
+        self.snapshot
+            .networks
+            .values()
+            .map(|view| self.network(view))
+            .collect()
     }
 
     fn network(&self, view: &NetworkView) -> NetworkRow {
@@ -56,7 +76,10 @@ impl Facts {
         let prefixes = [format!("overlay: {name}: "), format!("network {name}: ")];
         let parts = self.overlay.problems.iter().chain(&self.dns_problems);
         let here = parts.filter_map(|problem| {
-            prefixes.iter().find_map(|prefix| problem.strip_prefix(prefix.as_str())).map(str::to_owned)
+            prefixes
+                .iter()
+                .find_map(|prefix| problem.strip_prefix(prefix.as_str()))
+                .map(str::to_owned)
         });
         let declared = view.problems.iter().map(ToString::to_string);
         NetworkRow {
@@ -74,7 +97,9 @@ impl Facts {
     pub(in crate::agent) fn services(&self) -> Vec<ServiceRow> {
         let mut unserved = self.unserved();
         let views = self.snapshot.services.iter();
-        views.map(|(id, view)| self.service(view, unserved.remove(id).unwrap_or_default())).collect()
+        views
+            .map(|(id, view)| self.service(view, unserved.remove(id).unwrap_or_default()))
+            .collect()
     }
 
     /// What keeps this node from serving frontends, by service.
@@ -85,7 +110,10 @@ impl Facts {
         for (frontend, error) in failures {
             if let Some(spec) = wanted.get(frontend) {
                 let problem = format!("{frontend} on this node: {error}");
-                unserved.entry(spec.service.clone()).or_default().push(problem);
+                unserved
+                    .entry(spec.service.clone())
+                    .or_default()
+                    .push(problem);
             }
         }
         unserved
@@ -93,7 +121,10 @@ impl Facts {
 
     fn service(&self, view: &ServiceView, unserved: Vec<String>) -> ServiceRow {
         let service = &view.service;
-        let vips = service.networks.iter().filter_map(|n| Some((n.name.to_string(), n.vip?)));
+        let vips = service
+            .networks
+            .iter()
+            .filter_map(|n| Some((n.name.to_string(), n.vip?)));
         let ports = view.ports.iter().map(|port| match port.mode {
             PublishMode::Ingress => port.to_string(),
             PublishMode::Host => format!("{port} (host)"),
@@ -112,7 +143,10 @@ impl Facts {
             healthy: self.count(view, TaskState::Healthy),
             tasks: view.tasks.len(),
             spec_version: service.spec_version,
-            problems: declared.chain(self.without_tasks(view)).chain(unserved).collect(),
+            problems: declared
+                .chain(self.without_tasks(view))
+                .chain(unserved)
+                .collect(),
         }
     }
 
@@ -126,12 +160,20 @@ impl Facts {
     }
 
     fn count(&self, view: &ServiceView, state: TaskState) -> usize {
-        self.snapshot.tasks_of(&view.service.id).filter(|task| task.state == state).count()
+        self.snapshot
+            .tasks_of(&view.service.id)
+            .filter(|task| task.state == state)
+            .count()
     }
 
     /// Every task and attachment, by service, slot and id.
     pub(in crate::agent) fn tasks(&self) -> Vec<TaskRow> {
-        let mut rows: Vec<TaskRow> = self.snapshot.tasks.values().map(|view| self.task_row(view)).collect();
+        let mut rows: Vec<TaskRow> = self
+            .snapshot
+            .tasks
+            .values()
+            .map(|view| self.task_row(view))
+            .collect();
         rows.sort_by(|a, b| (&a.service, a.slot, &a.id).cmp(&(&b.service, b.slot, &b.id)));
         rows
     }
@@ -156,29 +198,41 @@ impl Facts {
             state: task_word(view.state).to_owned(),
             reason: self.reason(view),
             weight: task.weight,
-            endpoints: task.endpoints.iter().map(|e| (e.network.to_string(), e.ip)).collect(),
+            endpoints: task
+                .endpoints
+                .iter()
+                .map(|e| (e.network.to_string(), e.ip))
+                .collect(),
         }
     }
 
     /// Why a task is not in rotation; empty if it is.
     fn reason(&self, view: &TaskView) -> String {
         let task = &view.task;
-        let service = task.service.as_ref().map(|id| self.snapshot.services.get(id));
+        let service = task
+            .service
+            .as_ref()
+            .map(|id| self.snapshot.services.get(id));
         if let Some(local) = self.reasons.tasks.get(&task.id) {
             return local.clone();
         }
-        let checked = service.flatten().is_some_and(|view| view.service.health.is_some());
+        let checked = service
+            .flatten()
+            .is_some_and(|view| view.service.health.is_some());
         match view.state {
             _ if service == Some(None) => "its service is not declared".to_owned(),
             TaskState::Starting if checked => "not checked yet".to_owned(),
             TaskState::Starting => "not attached yet".to_owned(),
             TaskState::Unhealthy => "failing its health check".to_owned(),
             TaskState::Draining if task.state == TaskState::Draining => "draining".to_owned(),
-            TaskState::Draining => match self.snapshot.nodes.get(&view.node).map(|node| node.state) {
+            TaskState::Draining => match self.snapshot.nodes.get(&view.node).map(|node| node.state)
+            {
                 Some(NodeState::Leaving) => "its node leaves".to_owned(),
                 _ => "its node drains".to_owned(),
             },
-            TaskState::Healthy if service.is_some() && task.weight == 0 => "its weight is 0".to_owned(),
+            TaskState::Healthy if service.is_some() && task.weight == 0 => {
+                "its weight is 0".to_owned()
+            }
             TaskState::Healthy => String::new(),
         }
     }

@@ -2,11 +2,9 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use portolan_gossip::Key;
 use portolan_model::{
-    Catalog, Endpoint, HealthCheck, HealthProbe, INGRESS_NETWORK, NetworkAttach, NetworkName, Node, NodeId,
-    Protocol, PublishMode, PublishedPort, Record, Service, ServiceNetwork, Slice, Task, TaskId, TaskState,
-    claims,
+    Catalog, Endpoint, HealthCheck, HealthProbe, INGRESS_NETWORK, NetworkAttach, NetworkName, Node,
+    NodeId, Protocol, PublishMode, PublishedPort, Record, Service, Slice, Task, TaskState,
 };
 use portolan_plane::{DataPlane, FakePlane, Plan};
 
@@ -47,21 +45,41 @@ pub(super) fn node(name: &str, state: NodeState) -> Record {
 }
 
 fn slice(network: &str, prefix: &str) -> Record {
-    let slices = vec![Slice { prefix: prefix.parse().unwrap(), claimed_ms: 1 }];
-    Record::NetworkAttach(NetworkAttach { network: network.parse().unwrap(), slices })
+    let slices = vec![Slice {
+        prefix: prefix.parse().unwrap(),
+        claimed_ms: 1,
+    }];
+    Record::NetworkAttach(NetworkAttach {
+        network: network.parse().unwrap(),
+        slices,
+    })
 }
 
 pub(super) fn task(id: &str, service: Option<&str>, slot: u32, ip: &str, state: TaskState) -> Task {
-    let endpoint = Endpoint { network: NetworkName::ingress(), ip: ip.parse().unwrap(), mac: None };
+    let endpoint = Endpoint {
+        network: NetworkName::ingress(),
+        ip: ip.parse().unwrap(),
+        mac: None,
+    };
     let (id, service) = (id.parse().unwrap(), service.map(|id| id.parse().unwrap()));
-    Task { id, service, slot, endpoints: vec![endpoint], state, weight: 1 }
+    Task {
+        id,
+        service,
+        slot,
+        endpoints: vec![endpoint],
+        state,
+        weight: 1,
+    }
 }
 
 pub(super) fn web() -> Service {
     let mut web = Service::new("web".parse().unwrap());
     web.ports = vec![
         PublishedPort::new(8080, 80, Protocol::Tcp),
-        PublishedPort { mode: PublishMode::Host, ..PublishedPort::new(9090, 90, Protocol::Udp) },
+        PublishedPort {
+            mode: PublishMode::Host,
+            ..PublishedPort::new(9090, 90, Protocol::Udp)
+        },
     ];
     web.health = Some(HealthCheck {
         probe: HealthProbe::Tcp { port: 0 },
@@ -79,18 +97,26 @@ pub(in crate::agent) fn facts() -> Facts {
     let mut catalog = Catalog::new(n1);
     let mut first = task("t1", Some("web"), 1, "10.208.1.2", TaskState::Healthy);
     first.weight = 3;
-    catalog.set_owner(n1, true, [
-        node("n1", NodeState::Up),
-        slice(INGRESS_NETWORK, "10.208.1.1/24"),
-        Record::Service(web()),
-        Record::Task(first),
-    ]);
-    catalog.set_owner(n2, true, [
-        node("n2", NodeState::Draining),
-        slice(INGRESS_NETWORK, "10.208.2.1/24"),
-        Record::Task(task("t2", Some("web"), 2, "10.208.2.2", TaskState::Healthy)),
-        Record::Task(task("a1", None, 0, "10.208.2.3", TaskState::Healthy)),
-    ]);
+    catalog.set_owner(
+        n1,
+        true,
+        [
+            node("n1", NodeState::Up),
+            slice(INGRESS_NETWORK, "10.208.1.1/24"),
+            Record::Service(web()),
+            Record::Task(first),
+        ],
+    );
+    catalog.set_owner(
+        n2,
+        true,
+        [
+            node("n2", NodeState::Draining),
+            slice(INGRESS_NETWORK, "10.208.2.1/24"),
+            Record::Task(task("t2", Some("web"), 2, "10.208.2.2", TaskState::Healthy)),
+            Record::Task(task("a1", None, 0, "10.208.2.3", TaskState::Healthy)),
+        ],
+    );
     let since = SystemTime::UNIX_EPOCH;
     let member = |name: &str, last, state| Member {
         name: name.to_owned(),
@@ -106,11 +132,15 @@ pub(in crate::agent) fn facts() -> Facts {
     ];
     let snapshot = Arc::new(catalog.snapshot(true));
     let mut plane = FakePlane::default();
-    assert!(plane.apply(&Plan::new(&snapshot, &BTreeMap::new())).is_empty());
+    assert!(
+        plane
+            .apply(&Plan::new(&snapshot, &BTreeMap::new()))
+            .is_empty()
+    );
     let served = plane.dump().unwrap().len();
     Facts {
         config: Arc::new(config()),
-        now: since + Duration::from_secs(300),
+        now: since + Duration::from_mins(5),
         uptime: Duration::from_millis(61_500),
         snapshot,
         view: Arc::new(View {
@@ -122,12 +152,18 @@ pub(in crate::agent) fn facts() -> Facts {
             membership_hash: 0,
         }),
         reasons: Reasons::default(),
-        overlay: OverlayStanding { programmed: true, mtu: 1450, ..OverlayStanding::default() },
+        overlay: OverlayStanding {
+            programmed: true,
+            mtu: 1450,
+            ..OverlayStanding::default()
+        },
         plane: PlaneKind::Relay,
-        standing: Some(Standing { served, ..Standing::default() }),
+        standing: Some(Standing {
+            served,
+            ..Standing::default()
+        }),
         dns_problems: Vec::new(),
         key: None,
         waiting_for: Vec::new(),
     }
 }
-

@@ -13,56 +13,117 @@ fn facts_with(service: Service, own_task: Task) -> Facts {
     let facts = facts();
     let me = facts.snapshot.me;
     let mut catalog = Catalog::new(me);
-    let records = [node("n1", NodeState::Up), Record::Service(service), Record::Task(own_task)];
+    let records = [
+        node("n1", NodeState::Up),
+        Record::Service(service),
+        Record::Task(own_task),
+    ];
     catalog.set_owner(me, true, records);
-    Facts { snapshot: Arc::new(catalog.snapshot(true)), ..facts }
+    Facts {
+        snapshot: Arc::new(catalog.snapshot(true)),
+        ..facts
+    }
 }
 
 #[test]
 fn a_well_node_has_a_member_down_and_nothing_else_to_say() {
     let status = facts().status();
-    assert_eq!((status.node.as_str(), status.state.as_str(), status.uptime_s), ("n1", "up", 61));
-    assert_eq!(status.members, [("alive".to_owned(), 2), ("down".to_owned(), 1)]);
+    assert_eq!(
+        (status.node.as_str(), status.state.as_str(), status.uptime_s),
+        ("n1", "up", 61)
+    );
+    assert_eq!(
+        status.members,
+        [("alive".to_owned(), 2), ("down".to_owned(), 1)]
+    );
     assert_eq!(status.encryption, "off");
     assert_eq!(status.table_hash, "0000000000000abc");
     assert_eq!(status.overlay_mtu, 1450);
-    assert_eq!(status.counts, Counts { nodes: 2, networks: 1, services: 1, tasks: 3 });
-    assert_eq!(status.problems, ["member n3 (10.77.0.3) is down, since 5 min"]);
-    let ports: Vec<_> = status.ports.iter().map(|p| (p.frontend.as_str(), p.active, p.draining)).collect();
+    assert_eq!(
+        status.counts,
+        Counts {
+            nodes: 2,
+            networks: 1,
+            services: 1,
+            tasks: 3
+        }
+    );
+    assert_eq!(
+        status.problems,
+        ["member n3 (10.77.0.3) is down, since 5 min"]
+    );
+    let ports: Vec<_> = status
+        .ports
+        .iter()
+        .map(|p| (p.frontend.as_str(), p.active, p.draining))
+        .collect();
     assert_eq!(ports, [("*:8080/tcp", 1, 1), ("*:9090/udp", 1, 0)]);
-    assert!(status.ports.iter().all(|port| port.problem.is_none() && port.service == "web"));
-    let planes: Vec<_> = status.planes.iter().map(|p| (p.plane.as_str(), p.serving, p.frontends)).collect();
+    assert!(
+        status
+            .ports
+            .iter()
+            .all(|port| port.problem.is_none() && port.service == "web")
+    );
+    let planes: Vec<_> = status
+        .planes
+        .iter()
+        .map(|p| (p.plane.as_str(), p.serving, p.frontends))
+        .collect();
     assert_eq!(planes, [("relay", true, 2), ("ebpf", false, 0)]);
 }
 
 #[test]
 fn the_key_in_use_is_named() {
     let key = Key::generate().unwrap().id();
-    let status = Facts { key: Some(key), ..facts() }.status();
+    let status = Facts {
+        key: Some(key),
+        ..facts()
+    }
+    .status();
     assert_eq!(status.encryption, format!("on, key {key}"));
 }
 
 #[test]
 fn problems_stand_on_the_node_and_on_the_object() {
     let mut facts = facts();
-    let frontend = portolan_plane::frontends(&facts.snapshot).into_keys().next().unwrap();
+    let frontend = portolan_plane::frontends(&facts.snapshot)
+        .into_keys()
+        .next()
+        .unwrap();
     let standing = facts.standing.as_mut().unwrap();
-    standing.failures.insert(frontend, "port 8080/tcp is held".to_owned());
+    standing
+        .failures
+        .insert(frontend, "port 8080/tcp is held".to_owned());
     facts.overlay.problems = vec!["overlay: ingress: add route: EPERM".to_owned()];
     facts.dns_problems = vec!["network ingress: cannot listen".to_owned()];
     facts.reasons.problems = vec!["write /state: disk full".to_owned()];
-    facts.reasons.tasks.insert("t1".parse().unwrap(), "no such process".to_owned());
-    assert_eq!(facts.status().problems, [
-        "write /state: disk full",
-        "overlay: ingress: add route: EPERM",
-        "service web: *:8080/tcp: port 8080/tcp is held",
-        "network ingress: cannot listen",
-        "task web.1: no such process",
-        "member n3 (10.77.0.3) is down, since 5 min",
-    ]);
-    assert_eq!(facts.ports()[0].problem.as_deref(), Some("port 8080/tcp is held"));
-    assert_eq!(facts.services()[0].problems, ["*:8080/tcp on this node: port 8080/tcp is held"]);
-    assert_eq!(facts.networks()[0].problems, ["add route: EPERM", "cannot listen"]);
+    facts
+        .reasons
+        .tasks
+        .insert("t1".parse().unwrap(), "no such process".to_owned());
+    assert_eq!(
+        facts.status().problems,
+        [
+            "write /state: disk full",
+            "overlay: ingress: add route: EPERM",
+            "service web: *:8080/tcp: port 8080/tcp is held",
+            "network ingress: cannot listen",
+            "task web.1: no such process",
+            "member n3 (10.77.0.3) is down, since 5 min",
+        ]
+    );
+    assert_eq!(
+        facts.ports()[0].problem.as_deref(),
+        Some("port 8080/tcp is held")
+    );
+    assert_eq!(
+        facts.services()[0].problems,
+        ["*:8080/tcp on this node: port 8080/tcp is held"]
+    );
+    assert_eq!(
+        facts.networks()[0].problems,
+        ["add route: EPERM", "cannot listen"]
+    );
 }
 
 #[test]
@@ -70,8 +131,15 @@ fn a_plane_that_cannot_be_read_serves_nothing() {
     let mut facts = facts();
     facts.standing.as_mut().unwrap().unreadable = Some("no access".to_owned());
     let status = facts.status();
-    assert_eq!((status.planes[0].serving, status.planes[0].reason.as_str()), (false, "no access"));
-    assert!(status.problems.contains(&"plane relay: no access".to_owned()));
+    assert_eq!(
+        (status.planes[0].serving, status.planes[0].reason.as_str()),
+        (false, "no access")
+    );
+    assert!(
+        status
+            .problems
+            .contains(&"plane relay: no access".to_owned())
+    );
     assert!(status.ports.iter().all(|port| port.problem.is_some()));
     facts.standing = None;
     assert!(!facts.status().planes[0].serving);
@@ -83,27 +151,47 @@ fn nodes_are_members_and_records_together() {
     let rows = facts().nodes();
     let short: Vec<_> = rows
         .iter()
-        .map(|r| (r.name.as_str(), r.address.as_str(), r.membership.as_str(), r.state.as_str(), r.tasks))
+        .map(|r| {
+            (
+                r.name.as_str(),
+                r.address.as_str(),
+                r.membership.as_str(),
+                r.state.as_str(),
+                r.tasks,
+            )
+        })
         .collect();
-    assert_eq!(short, [
-        ("n1", "10.77.0.1", "alive", "up", 1),
-        ("n2", "10.77.0.2", "alive", "draining", 2),
-        ("n3", "10.77.0.3", "down", "", 0),
-    ]);
-    assert_eq!(rows.iter().map(|r| r.me).collect::<Vec<_>>(), [true, false, false]);
+    assert_eq!(
+        short,
+        [
+            ("n1", "10.77.0.1", "alive", "up", 1),
+            ("n2", "10.77.0.2", "alive", "draining", 2),
+            ("n3", "10.77.0.3", "down", "", 0),
+        ]
+    );
+    assert_eq!(
+        rows.iter().map(|r| r.me).collect::<Vec<_>>(),
+        [true, false, false]
+    );
     assert_eq!(facts().own_node(), rows[0]);
 }
 
 #[test]
 fn a_network_shows_who_is_on_it() {
     let row = facts().networks().remove(0);
-    assert_eq!((row.name.as_str(), row.vni, row.subnet.as_str()), ("ingress", 4096, "10.208.0.0/12"));
+    assert_eq!(
+        (row.name.as_str(), row.vni, row.subnet.as_str()),
+        ("ingress", 4096, "10.208.0.0/12")
+    );
     let mut slices = row.slices;
     slices.sort();
-    assert_eq!(slices, [
-        ("n1".to_owned(), vec!["10.208.1.1/24".to_owned()]),
-        ("n2".to_owned(), vec!["10.208.2.1/24".to_owned()]),
-    ]);
+    assert_eq!(
+        slices,
+        [
+            ("n1".to_owned(), vec!["10.208.1.1/24".to_owned()]),
+            ("n2".to_owned(), vec!["10.208.2.1/24".to_owned()]),
+        ]
+    );
     assert_eq!((row.endpoints, row.problems.len()), (3, 0));
 }
 
@@ -116,10 +204,21 @@ fn a_service_shows_its_ports_and_vips() {
         aliases: Vec::new(),
         vip: Some(Ipv4Addr::new(10, 9, 0, 2)),
     }];
-    let row = facts_with(service, task("t1", Some("web"), 1, "10.208.1.2", TaskState::Healthy)).services().remove(0);
+    let row = facts_with(
+        service,
+        task("t1", Some("web"), 1, "10.208.1.2", TaskState::Healthy),
+    )
+    .services()
+    .remove(0);
     assert_eq!(row.ports, ["8080:80/tcp", "9090:90/udp (host)"]);
-    assert_eq!(row.vips, [("ingress".to_owned(), Ipv4Addr::new(10, 9, 0, 2))]);
-    assert_eq!((row.endpoint_mode.as_str(), row.healthy, row.tasks), ("vip", 1, 1));
+    assert_eq!(
+        row.vips,
+        [("ingress".to_owned(), Ipv4Addr::new(10, 9, 0, 2))]
+    );
+    assert_eq!(
+        (row.endpoint_mode.as_str(), row.healthy, row.tasks),
+        ("vip", 1, 1)
+    );
     assert!(row.problems.is_empty());
 }
 
@@ -129,13 +228,24 @@ fn a_task_says_why_it_is_not_in_rotation() {
     let rows = facts.tasks();
     let short: Vec<_> = rows
         .iter()
-        .map(|r| (r.name.as_str(), r.node.as_str(), r.state.as_str(), r.reason.as_str(), r.weight))
+        .map(|r| {
+            (
+                r.name.as_str(),
+                r.node.as_str(),
+                r.state.as_str(),
+                r.reason.as_str(),
+                r.weight,
+            )
+        })
         .collect();
-    assert_eq!(short, [
-        ("a1", "n2", "draining", "its node drains", 1),
-        ("web.1", "n1", "healthy", "", 3),
-        ("web.2", "n2", "draining", "its node drains", 1),
-    ]);
+    assert_eq!(
+        short,
+        [
+            ("a1", "n2", "healthy", "", 1),
+            ("web.1", "n1", "healthy", "", 3),
+            ("web.2", "n2", "draining", "its node drains", 1),
+        ]
+    );
     let known: TaskId = "t1".parse().unwrap();
     assert_eq!(facts.task(&known).as_ref(), Some(&rows[1]));
     assert_eq!(facts.task(&"none".parse().unwrap()), None);
@@ -145,16 +255,37 @@ fn a_task_says_why_it_is_not_in_rotation() {
         facts_with(service.clone(), own).tasks().remove(0).reason
     };
     assert_eq!(reason(&web(), TaskState::Starting), "not checked yet");
-    assert_eq!(reason(&web(), TaskState::Unhealthy), "failing its health check");
+    assert_eq!(
+        reason(&web(), TaskState::Unhealthy),
+        "failing its health check"
+    );
     assert_eq!(reason(&web(), TaskState::Draining), "draining");
-    let unchecked = Service { health: None, ..web() };
+    let unchecked = Service {
+        health: None,
+        ..web()
+    };
     assert_eq!(reason(&unchecked, TaskState::Starting), "not attached yet");
     let other = Service::new("db".parse().unwrap());
-    assert_eq!(reason(&other, TaskState::Healthy), "its service is not declared");
-    let weightless = Task { weight: 0, ..task("t1", Some("web"), 1, "10.208.1.2", TaskState::Healthy) };
-    assert_eq!(facts_with(web(), weightless).tasks()[0].reason, "its weight is 0");
-    let mut local = facts_with(web(), task("t1", Some("web"), 1, "10.208.1.2", TaskState::Starting));
-    local.reasons.tasks.insert(known, "no namespace /run/netns/x".to_owned());
+    assert_eq!(
+        reason(&other, TaskState::Healthy),
+        "its service is not declared"
+    );
+    let weightless = Task {
+        weight: 0,
+        ..task("t1", Some("web"), 1, "10.208.1.2", TaskState::Healthy)
+    };
+    assert_eq!(
+        facts_with(web(), weightless).tasks()[0].reason,
+        "its weight is 0"
+    );
+    let mut local = facts_with(
+        web(),
+        task("t1", Some("web"), 1, "10.208.1.2", TaskState::Starting),
+    );
+    local
+        .reasons
+        .tasks
+        .insert(known, "no namespace /run/netns/x".to_owned());
     assert_eq!(local.tasks()[0].reason, "no namespace /run/netns/x");
 }
 
@@ -162,6 +293,14 @@ fn a_task_says_why_it_is_not_in_rotation() {
 fn a_service_whose_tasks_all_fail_has_a_problem() {
     let failing = task("t1", Some("web"), 1, "10.208.1.2", TaskState::Unhealthy);
     let facts = facts_with(web(), failing);
-    assert_eq!(facts.services()[0].problems, ["its only task takes no new flows"]);
-    assert!(facts.status().problems.contains(&"service web: its only task takes no new flows".to_owned()));
+    assert_eq!(
+        facts.services()[0].problems,
+        ["its only task takes no new flows"]
+    );
+    assert!(
+        facts
+            .status()
+            .problems
+            .contains(&"service web: its only task takes no new flows".to_owned())
+    );
 }
