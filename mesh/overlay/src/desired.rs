@@ -170,3 +170,6 @@ fn strays(snapshot: &Snapshot, view: &NetworkView) -> impl Iterator<Item = (Ipv4
         stray.then_some((ip, place(snapshot, view, &task.node)?))
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -64,6 +64,24 @@ pub enum OverlayError {
         /// The network.
         network: NetworkName,
     },
+    /// The kernel cannot do what the overlay is built on; nothing has changed.
+    #[error(
+        "this kernel has no VXLAN links with a VNI filter; the overlay needs Linux 5.18 or later with \
+         CONFIG_VXLAN"
+    )]
+    NoVniFilter(#[source] NetlinkError),
+    /// The VXLAN link could not be taken up; it is there, down.
+    #[error(
+        "UDP port {port} is in use by another program or another VXLAN, as Docker Swarm's; give the mesh \
+         another one with --data-path-port, the same on all nodes"
+    )]
+    PortInUse {
+        /// The port.
+        port: u16,
+        /// The kernel's answer.
+        #[source]
+        source: NetlinkError,
+    },
     /// The node has an address of its own in the network's subnet; the network is not set up.
     #[error(
         "network {network}: its subnet {subnet} holds {address}, an address that this node has outside \

@@ -10,6 +10,7 @@ use std::{
     io::{self, Write as _},
     net::IpAddr,
     process::{Command, Stdio},
+    time::{Duration, Instant},
 };
 
 use ipnetwork::Ipv4Network;
@@ -21,11 +22,18 @@ const NON_MEMBER: &str = "non_member";
 const MISDIRECTED: &str = "misdirected";
 const FORGED_SOURCE: &str = "forged_source";
 
+/// How long a reading of counters and of other tables is good for: it costs two runs of `nft`.
+const FRESH: Duration = Duration::from_secs(5);
+
 /// The packet filter, as it was last programmed.
 #[derive(Debug, Default)]
 pub(crate) struct Guard {
     applied: Option<Rules>,
     missing: bool,
+    read: Option<Instant>,
+    counters: Counters,
+    /// Chains of others that drop the overlay's packets.
+    in_the_way: Vec<String>,
 }
 
 /// What the filter is made of.
@@ -59,18 +67,39 @@ impl Guard {
         }
     }
 
-    /// Reads the counters. When the table is gone, by a firewall's reload say, it is made anew by the
-    /// next [`Guard::apply`].
+    /// The counters, at most [`FRESH`] old. When the table is gone, by a firewall's reload say, it is made
+    /// anew by the next [`Guard::apply`].
     pub(crate) fn counters(&mut self) -> Counters {
-        let list = ["list", "counters", "table", "inet", "portolan_overlay"];
-        let Ok(text) = nft(&list, "") else {
+        if self.read.is_none_or(|read| read.elapsed() >= FRESH) {
+            self.read = Some(Instant::now());
+            self.read();
+        }
+        self.counters
+    }
+
+    fn read(&mut self) {
+        if let Ok(text) = nft(
+            &["list", "counters", "table", "inet", "portolan_overlay"],
+            "",
+        ) {
+            self.counters = Counters {
+                non_member_packets: packets(&text, NON_MEMBER),
+                misdirected_packets: packets(&text, MISDIRECTED),
+                forged_source_packets: packets(&text, FORGED_SOURCE),
+            };
+        } else {
             self.applied = None;
-            return Counters::default();
-        };
-        Counters {
-            non_member_packets: packets(&text, NON_MEMBER),
-            misdirected_packets: packets(&text, MISDIRECTED),
-            forged_source_packets: packets(&text, FORGED_SOURCE),
+        }
+        if let Ok(chains) = nft(&["list", "chains"], "") {
+            self.in_the_way = dropping_forward(&chains)
+                .filter(|(table, _)| {
+                    // One that knows of the overlay's links is taken to let them through.
+                    let list = format!("list table {table}");
+                    nft(&list.split(' ').collect::<Vec<_>>(), "")
+                        .is_ok_and(|rules| !rules.contains("ptbr"))
+                })
+                .map(|(table, chain)| format!("{table} {chain}"))
+                .collect();
         }
     }
 
@@ -87,13 +116,21 @@ impl Guard {
         }
     }
 
-    /// Why there is no filter, if there is none.
-    pub(crate) fn problem(&self) -> Option<String> {
-        self.missing.then(|| {
+    /// What is wrong with this filter or with others, worded for the user.
+    pub(crate) fn problems(&self) -> impl Iterator<Item = String> {
+        let missing = self.missing.then(|| {
             "nft is not installed (package nftables): VXLAN packets from addresses that are no members, \
              and packets from one network to the gateways of another, are not dropped"
                 .to_owned()
-        })
+        });
+        let in_the_way = self.in_the_way.iter().map(|chain| {
+            format!(
+                "the packet filter's chain {chain} drops what is forwarded, packets between tasks too: \
+                 let those of the links ptbr+ and ptvx+ through, where Docker made it with `iptables -I \
+                 DOCKER-USER -i ptbr+ -j ACCEPT` and the same for ptvx+"
+            )
+        });
+        missing.into_iter().chain(in_the_way)
     }
 }
 
@@ -122,9 +159,13 @@ impl Rules {
                  flush chain {TABLE} redirects"
             );
         }
-        for member in &self.members {
-            let set = if member.is_ipv4() { 4 } else { 6 };
-            let _ = writeln!(script, "add element {TABLE} members{set} {{ {member} }}");
+        for (set, v4) in [(4, true), (6, false)] {
+            let members = self.members.iter().filter(|m| m.is_ipv4() == v4);
+            let members: Vec<String> = members.map(ToString::to_string).collect();
+            if !members.is_empty() {
+                let members = members.join(", ");
+                let _ = writeln!(script, "add element {TABLE} members{set} {{ {members} }}");
+            }
         }
         let port = self.port;
         for (family, set) in [("ip", 4), ("ip6", 6)] {
@@ -183,6 +224,24 @@ fn nft(args: &[&str], input: &str) -> Result<String, Nft> {
     }
 }
 
+/// The base chains of `nft list chains` that drop forwarded packets unless a rule says otherwise, as
+/// (table, chain). Tables of bridges and of IPv6 do not see the overlay's packets.
+fn dropping_forward(listing: &str) -> impl Iterator<Item = (String, String)> {
+    let (mut table, mut chain) = (None, None);
+    listing.lines().filter_map(move |line| {
+        let line = line.trim();
+        if let Some(name) = line.strip_prefix("table ") {
+            table = name.strip_suffix(" {").map(str::to_owned);
+        } else if let Some(name) = line.strip_prefix("chain ") {
+            chain = name.strip_suffix(" {").map(str::to_owned);
+        }
+        let drops = line.contains("hook forward") && line.contains("policy drop");
+        let (table, chain) = (table.clone()?, chain.clone()?);
+        (drops && (table.starts_with("ip ") || table.starts_with("inet ")))
+            .then_some((table, chain))
+    })
+}
+
 /// The packets of a counter in `nft list counters`: `counter NAME {`, then `packets N bytes M`.
 fn packets(listing: &str, counter: &str) -> u64 {
     listing
@@ -202,6 +261,16 @@ mod tests {
         assert_eq!(packets(listing, NON_MEMBER), 7);
         assert_eq!(packets(listing, MISDIRECTED), 0);
         assert_eq!(packets(listing, FORGED_SOURCE), 0);
+    }
+
+    #[test]
+    fn chains_that_drop_what_is_forwarded_are_found() {
+        let listing = "table ip filter {\n\tchain INPUT {\n\t\ttype filter hook input priority filter; policy \
+                       drop;\n\t}\n\tchain FORWARD {\n\t\ttype filter hook forward priority filter; policy \
+                       drop;\n\t}\n\tchain DOCKER {\n\t}\n}\ntable ip6 filter {\n\tchain FORWARD {\n\t\t\
+                       type filter hook forward priority filter; policy drop;\n\t}\n}\n";
+        let found: Vec<_> = dropping_forward(listing).collect();
+        assert_eq!(found, [("ip filter".to_owned(), "FORWARD".to_owned())]);
     }
 
     #[test]

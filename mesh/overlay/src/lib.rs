@@ -194,7 +194,7 @@ impl Overlay {
             .collect()
     }
 
-    /// What the packet filter has dropped.
+    /// What the packet filter has dropped, as of some seconds ago.
     pub fn counters(&mut self) -> Counters {
         self.guard.counters()
     }
@@ -233,8 +233,8 @@ impl Overlay {
 
     /// What keeps the overlay from working as it should, worded for the user.
     pub fn problems(&self) -> Vec<String> {
-        let guard = self.guard.problem();
-        self.problems.iter().cloned().chain(guard).collect()
+        let around = self.problems.iter().cloned();
+        around.chain(self.guard.problems()).collect()
     }
 
     fn settings(&self) -> Settings {

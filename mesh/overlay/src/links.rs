@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use portolan_model::MacAddress;
+use rustix::io::Errno;
 
 use crate::{
     OverlayError,
@@ -12,6 +13,8 @@ use crate::{
     program::Settings,
     settings,
 };
+
+const ADD: &str = "add";
 
 /// The indexes of a network's links.
 #[derive(Debug, Clone, Copy)]
@@ -59,19 +62,41 @@ pub(crate) fn ensure(
     let name = names::vxlan(vni);
     let old = present.iter().find(|link| link.name == name);
     // The port of a VXLAN link cannot be changed.
-    if let Some(old) = old.filter(|l| matches!(l.kind, Kind::Vxlan { .. }) && l.kind != kind) {
+    let (stale, old) = match old {
+        Some(link) if matches!(link.kind, Kind::Vxlan { .. }) && link.kind != kind => (old, None),
+        _ => (None, old),
+    };
+    if let Some(stale) = stale {
         netlink
-            .remove_link(old.index)
+            .remove_link(stale.index)
             .doing("remove", || format!("link {name}"))?;
     }
-    let old = old.filter(|l| !matches!(l.kind, Kind::Vxlan { .. }) || l.kind == kind);
-    let vxlan = ensure_link(netlink, old, &name, kind, settings.mtu, mac)?;
-    // Unfiltered, an external link would take packets of every VNI; without one it takes none. So the
-    // filter is set at each pass.
+    let vxlan = ensure_link(netlink, old, &name, kind, settings.mtu, mac)
+        .map_err(|error| explain(error, settings.port))?;
+    // Without a VNI the link takes no packets. It is let in at each pass, which changes nothing when it
+    // is in already.
     netlink
         .add_vni(vxlan, vni)
         .doing("add", || format!("vni {vni} to link {name}"))?;
     Ok(Pair { bridge, vxlan })
+}
+
+/// Puts what the kernel says of a VXLAN link into words that help.
+fn explain(error: OverlayError, port: u16) -> OverlayError {
+    match error {
+        OverlayError::Kernel { source, .. } if source.errno() == Some(Errno::ADDRINUSE) => {
+            OverlayError::PortInUse { port, source }
+        }
+        // An unknown kind of link, or an unknown attribute of a known one.
+        OverlayError::Kernel {
+            operation: ADD,
+            source,
+            ..
+        } if matches!(source.errno(), Some(Errno::OPNOTSUPP | Errno::INVAL)) => {
+            OverlayError::NoVniFilter(source)
+        }
+        error => error,
+    }
 }
 
 /// Makes a network's bridge, or mends it; gives its index.
@@ -118,7 +143,7 @@ fn ensure_link(
             };
             netlink
                 .add_link(&new)
-                .doing("add", || format!("link {name}"))?;
+                .doing(ADD, || format!("link {name}"))?;
             made = by_name(netlink, name)?;
             &made
         }

@@ -207,3 +207,6 @@ fn detail(attributes: &[u8]) -> Option<String> {
     let text = message.value().split(|byte| *byte == 0).next()?;
     Some(String::from_utf8_lossy(text).into_owned())
 }
+
+#[cfg(test)]
+mod tests;

@@ -39,20 +39,17 @@ impl Surroundings {
 
     fn new(links: &[Link], addresses: &[Address], config: &Config) -> Self {
         let mut problems = Vec::new();
-        let mtu = match underlay_link(links, addresses, config.underlay) {
-            Some(link) => {
-                let (mtu, problem) = mtu(link, config.underlay);
-                problems.extend(problem);
-                mtu
-            }
-            None => {
-                problems.push(format!(
-                    "no link has the advertised address {}: VXLAN packets cannot be sent from it, and \
-                     the overlay's MTU of {FALLBACK_MTU} is a guess",
-                    config.underlay
-                ));
-                FALLBACK_MTU
-            }
+        let mtu = if let Some(link) = underlay_link(links, addresses, config.underlay) {
+            let (mtu, problem) = mtu(link, config.underlay);
+            problems.extend(problem);
+            mtu
+        } else {
+            problems.push(format!(
+                "no link has the advertised address {}: VXLAN packets cannot be sent from it, and the \
+                 overlay's MTU of {FALLBACK_MTU} is a guess",
+                config.underlay
+            ));
+            FALLBACK_MTU
         };
         problems.extend(port_taken(links, config.data_path_port));
         let ours = |index: u32| {

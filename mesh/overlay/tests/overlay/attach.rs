@@ -3,7 +3,7 @@
 use std::{net::UdpSocket, time::Duration};
 
 use anyhow::{Result, ensure};
-use portolan_overlay::{NetnsRef, OverlayError};
+use portolan_overlay::{NetnsRef, Overlay, OverlayError};
 use portolan_testbed::wait_until;
 
 use crate::{
@@ -128,7 +128,7 @@ fn a_namespace_that_is_gone_is_told() -> Result<()> {
     cluster.reconcile()?;
     let stays = cluster.task(1, "stays", &[("ingress", "10.208.1.2")])?;
     let goes = cluster.task(1, "goes", &[("ingress", "10.208.1.3")])?;
-    let vanished = |cluster: &Cluster| cluster.overlays[0].run(|overlay| overlay.vanished());
+    let vanished = |cluster: &Cluster| cluster.overlays[0].run(Overlay::vanished);
     ensure!(vanished(&cluster).is_empty());
     // Known again after a restart, by nothing but the kernel.
     cluster.restart(1)?;

@@ -7,6 +7,7 @@ use std::{
 
 use anyhow::{Result, ensure};
 use portolan_model::MacAddress;
+use portolan_overlay::Overlay;
 use portolan_testbed::{Namespace, wait_until};
 
 use crate::cluster::{Cluster, ip};
@@ -60,8 +61,8 @@ fn vxlan_from_a_stranger_is_dropped_and_counted() -> Result<()> {
     let stranger = cluster.lab.client("c1")?;
     send(&stranger, node)?;
     ensure!(socket.recv(&mut got).is_err(), "it went through");
-    wait_until(Duration::from_secs(5), "it is counted", || {
-        let counters = cluster.overlays[0].run(|overlay| overlay.counters());
+    wait_until(Duration::from_secs(10), "it is counted", || {
+        let counters = cluster.overlays[0].run(Overlay::counters);
         Ok((counters.non_member_packets == 1).then_some(()))
     })
 }
@@ -94,10 +95,33 @@ fn a_filter_that_someone_flushed_comes_back() -> Result<()> {
     cluster.reconcile()?;
     let node = &cluster.nodes[0];
     node.run(["nft", "flush", "ruleset"])?;
-    wait_until(Duration::from_secs(10), "the table is back", || {
-        cluster.overlays[0].run(|overlay| overlay.counters());
+    wait_until(Duration::from_secs(15), "the table is back", || {
+        cluster.overlays[0].run(Overlay::counters);
         cluster.reconcile()?;
         let rules = node.run(["nft", "list", "ruleset"])?.stdout;
         Ok(rules.contains("portolan_overlay").then_some(()))
     })
+}
+
+#[test]
+fn a_firewall_that_stops_forwarding_is_named_until_it_does_not() -> Result<()> {
+    let cluster = Cluster::new("ov", 1)?;
+    cluster.reconcile()?;
+    let node = &cluster.nodes[0];
+    node.run(["nft", "add table ip filter"])?;
+    node.run([
+        "nft",
+        "add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }",
+    ])?;
+    let told = || {
+        cluster.overlays[0].run(|overlay| {
+            overlay.counters();
+            let problems = overlay.problems();
+            problems.iter().any(|p| p.contains("ip filter FORWARD"))
+        })
+    };
+    let within = Duration::from_secs(15);
+    wait_until(within, "it is told", || Ok(told().then_some(())))?;
+    node.run(["nft", "add rule ip filter FORWARD iifname ptbr* accept"])?;
+    wait_until(within, "it is not told", || Ok((!told()).then_some(())))
 }

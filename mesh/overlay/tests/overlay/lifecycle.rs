@@ -10,9 +10,10 @@ use std::{
 
 use anyhow::{Result, ensure};
 use portolan_model::Snapshot;
+use portolan_overlay::Overlay;
 use portolan_testbed::{Namespace, wait_until};
 
-use crate::cluster::{Cluster, pings};
+use crate::cluster::{Cluster, id, pings};
 
 /// All of a namespace's networking that the overlay has a hand in, without what only counts.
 pub(crate) fn state(node: &Namespace) -> Result<String> {
@@ -27,7 +28,8 @@ pub(crate) fn state(node: &Namespace) -> Result<String> {
         "nft -s list ruleset",
     ] {
         let output = node.run(command.split(' '))?.stdout;
-        all += &format!("## {command}\n{output}\n");
+        all += command;
+        all += &output;
     }
     Ok(all.lines().map(lasting).collect())
 }
@@ -205,10 +207,42 @@ fn clean_leaves_nothing() -> Result<()> {
     ensure!(state(node)? != before);
     // As `portolan leave --clean` does it: with an overlay that has programmed nothing itself.
     for _ in 0..2 {
-        let done = cluster.overlays[0].run(|overlay| overlay.clean());
+        let done = cluster.overlays[0].run(Overlay::clean);
         ensure!(done.is_ok(), "{done:?}");
         assert_same(&before, &state(node)?);
     }
     ensure!(!task.run(["ip", "-br", "link"])?.stdout.contains("eth"));
+    Ok(())
+}
+
+#[test]
+fn a_thousand_nodes_are_programmed_and_found_again() -> Result<()> {
+    let mut cluster = several_networks(1)?;
+    for n in 2..=1000 {
+        let underlay = std::net::Ipv4Addr::from_bits(0x0a4e_0000 + n as u32);
+        let mut record = (*cluster.world.nodes[&id(1)]).clone();
+        record.underlay = underlay.into();
+        cluster.world.nodes.insert(id(n), record.into());
+        cluster.slice(
+            "ingress",
+            n,
+            &format!("10.{}.{}.0/24", 208 + n / 256, n % 256),
+        );
+    }
+    let node = &cluster.nodes[0];
+    cluster.reconcile()?;
+    let routes = node.run([
+        "ip",
+        "route",
+        "show",
+        "table",
+        &(0x7000_0000 + 4096).to_string(),
+    ])?;
+    // Their slices, the node's own, and the default.
+    assert_eq!(routes.stdout.lines().count(), 1001);
+    let before = state(node)?;
+    cluster.restart(1)?;
+    cluster.reconcile()?;
+    assert_same(&before, &state(&cluster.nodes[0])?);
     Ok(())
 }

@@ -7,6 +7,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use portolan_model::{Endpoint, MacAddress, Task, TaskState, TaskView};
+use portolan_overlay::Overlay;
 use portolan_testbed::Namespace;
 
 use crate::cluster::{Cluster, id, ip, pings};
@@ -118,7 +119,7 @@ fn networks_are_isolated() -> Result<()> {
     }
     // Published ports answer at the node's own address.
     ensure!(pings(&blue[0], "10.77.0.11")?);
-    let dropped = cluster.overlays[0].run(|overlay| overlay.counters());
+    let dropped = cluster.overlays[0].run(Overlay::counters);
     ensure!(dropped.misdirected_packets >= 3, "{dropped:?}");
     Ok(())
 }
@@ -148,7 +149,7 @@ fn a_forged_source_goes_nowhere() -> Result<()> {
     })?;
     red[0].enter(|| Ok(UdpSocket::bind("10.224.2.17:0")?.send_to(b"x", "10.224.1.33:9")?))?;
     ensure!(listener.recv(&mut [0; 8]).is_err(), "it arrived");
-    let dropped = cluster.overlays[0].run(|overlay| overlay.counters());
+    let dropped = cluster.overlays[0].run(Overlay::counters);
     ensure!(dropped.forged_source_packets == 1, "{dropped:?}");
     Ok(())
 }

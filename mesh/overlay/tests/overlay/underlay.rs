@@ -1,6 +1,7 @@
 //! The underlay: its MTU, IPv6, and who else uses the port.
 
 use anyhow::{Result, ensure};
+use portolan_overlay::{Failure, OverlayError};
 use portolan_testbed::{Lab, Namespace};
 
 use crate::{
@@ -85,7 +86,10 @@ fn someone_elses_vxlan_on_the_port_is_named() -> Result<()> {
     let snapshot = cluster.snapshot(1);
     let failures = cluster.overlays[0].run(move |overlay| overlay.reconcile(&snapshot));
     ensure!(
-        failures.iter().any(|f| f.object == "ingress"),
+        matches!(
+            failures.as_slice(),
+            [Failure { object, error: OverlayError::PortInUse { .. } }] if object == "ingress"
+        ),
         "{failures:?}"
     );
     let problems = cluster.overlays[0].run(|overlay| overlay.problems());
