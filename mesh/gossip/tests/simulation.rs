@@ -227,3 +227,14 @@ fn a_node_that_stood_still_suspects_nobody() {
         settle(&mut world, 5 * SECOND);
     }
 }
+
+#[test]
+fn a_flood_of_records_is_everywhere_soon_and_every_message_is_read() {
+    for seed in seeds(0..3) {
+        let mut world = cluster(50, seed);
+        world.publish_many(40);
+        let took = settle(&mut world, 20 * SECOND);
+        assert!(took <= 8 * SECOND, "{}: {took:?}", world.rerun());
+        world.look().expect("no message is malformed");
+    }
+}

@@ -70,6 +70,12 @@ impl Core {
         self.hashes
     }
 
+    /// Messages that could not be read.
+    #[cfg(feature = "sim")]
+    pub(crate) fn malformed(&self) -> u64 {
+        self.stats.drops.malformed
+    }
+
     /// Changes that wait to be passed on.
     #[cfg(feature = "sim")]
     pub(crate) fn queued(&self) -> usize {

@@ -81,6 +81,10 @@ impl World {
             }
         }
         for host in &self.hosts {
+            // What the network damaged was never delivered.
+            if host.malformed() > 0 {
+                return Err(format!("n{} could not read a message", host.index));
+            }
             if host.queued() > MAX_OWN + MAX_RELAYED {
                 return Err(format!("n{}: {} changes queued", host.index, host.queued()));
             }

@@ -168,6 +168,11 @@ impl Host {
         self.core.as_ref().map(Core::hashes)
     }
 
+    /// Messages that the node could not read.
+    pub(super) fn malformed(&self) -> u64 {
+        self.core.as_ref().map_or(0, Core::malformed)
+    }
+
     /// Changes that wait to be passed on.
     pub(super) fn queued(&self) -> usize {
         self.core.as_ref().map_or(0, Core::queued)

@@ -231,7 +231,8 @@ impl Log {
     pub(crate) fn part(&self, owner: NodeId, base: u64, budget: &mut usize) -> Part {
         let base = if base < self.floor { 0 } else { base };
         let mut changes = Vec::new();
-        let mut contig = self.contig;
+        // A peer that is ahead gets only what it may lack beyond.
+        let mut contig = self.contig.max(base);
         for (seq, key) in self.by_seq.range(base.saturating_add(1)..) {
             let Some(entry) = self.keys.get(key) else {
                 continue;
