@@ -22,6 +22,7 @@ use portolan_model::PlaneChoice;
 pub use flags::Flags;
 pub use key::{DEFAULT_SOCKET, Key};
 pub use layer::{Layer, parse_env};
+pub(crate) use machine::reason;
 pub use machine::{Machine, ThisMachine};
 pub use resolve::resolve;
 pub use toml::parse_toml;

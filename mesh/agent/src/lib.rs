@@ -3,4 +3,8 @@
 
 pub mod agent;
 pub mod api;
+pub mod cli;
+pub mod client;
 pub mod config;
+pub mod demo;
+pub mod whoami;

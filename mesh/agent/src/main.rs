@@ -1,2 +1,7 @@
 //! The `portolan` binary.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    portolan_agent::cli::main()
+}

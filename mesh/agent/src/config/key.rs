@@ -173,15 +173,15 @@ impl Key {
             Self::StateDir => "What survives a restart [default: /var/lib/portolan]",
             Self::Socket => "The agent's admin socket [default: /run/portolan/portolan.sock]",
             Self::Http => "Metrics, health and the status page [default: 127.0.0.1:7947]",
-            Self::DataPathPort => {
-                "UDP port of the overlay, the same on all nodes [default: 4789]"
-            }
+            Self::DataPathPort => "UDP port of the overlay, the same on all nodes [default: 4789]",
             Self::Stack => "Stack file to apply at the start; may be given again",
             Self::Plane => "What forwards: auto, ebpf or relay [default: auto]",
             Self::DnsUpstream => "Resolvers for other names [default: those of /etc/resolv.conf]",
             Self::DnsPort => "Port of DNS on the gateway addresses [default: 53]",
             Self::LogFormat => "text or json [default: text]",
-            Self::Log => "A level, or directives such as info,portolan_gossip=debug [default: info]",
+            Self::Log => {
+                "A level, or directives such as info,portolan_gossip=debug [default: info]"
+            }
             Self::MaxConnections => {
                 "Connections and UDP flows carried at once; more are refused [default: 100000]"
             }

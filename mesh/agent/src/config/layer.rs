@@ -22,6 +22,11 @@ impl Layer {
         self.entries.insert(key, Entry { values, origin });
     }
 
+    /// Whether no key is given.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
     /// Whether the source had nothing wrong with it; the values may still be.
     pub fn is_sound(&self) -> bool {
         self.problems.is_empty()

@@ -88,11 +88,17 @@ pub(crate) fn check_key_file(machine: &impl Machine, file: &Path) -> Result<(), 
             io::ErrorKind::NotFound => format!("make it with `portolan keygen {shown}`"),
             _ => "let the agent's user read it".to_owned(),
         };
-        Fault::new(format!("{shown} can not be read: {}", reason(&error)), remedy)
+        Fault::new(
+            format!("{shown} can not be read: {}", reason(&error)),
+            remedy,
+        )
     })?;
     if mode & 0o007 != 0 {
         return Err(Fault::new(
-            format!("{shown} is open to every user of the machine (mode {:03o})", mode & 0o777),
+            format!(
+                "{shown} is open to every user of the machine (mode {:03o})",
+                mode & 0o777
+            ),
             format!("`chmod 600 {shown}`"),
         ));
     }
@@ -105,7 +111,10 @@ pub(crate) fn check_key_file(machine: &impl Machine, file: &Path) -> Result<(), 
         }
         match message.rsplit_once("; ") {
             Some((message, remedy)) => Fault::new(message, remedy),
-            None => Fault::new(message, format!("make a new one with `portolan keygen {shown}`")),
+            None => Fault::new(
+                message,
+                format!("make a new one with `portolan keygen {shown}`"),
+            ),
         }
     })
 }
@@ -136,12 +145,19 @@ mod tests {
         let text = "# nameserver 1.1.1.1\nsearch lan\nnameserver 9.9.9.9 # quad\n nameserver ::1\n\
                     nameserverx 8.8.8.8\nnameserver fe80::1%eth0\n";
         let found = resolv_conf(text);
-        assert_eq!(found, ["9.9.9.9:53".parse().unwrap(), "[::1]:53".parse().unwrap()]);
+        assert_eq!(
+            found,
+            ["9.9.9.9:53".parse().unwrap(), "[::1]:53".parse().unwrap()]
+        );
     }
 
     #[test]
     fn this_machine_has_a_loopback_address() {
         let addresses = ThisMachine.addresses();
-        assert!(addresses.iter().any(|(name, ip)| name == "lo" && ip.is_loopback()));
+        assert!(
+            addresses
+                .iter()
+                .any(|(name, ip)| name == "lo" && ip.is_loopback())
+        );
     }
 }

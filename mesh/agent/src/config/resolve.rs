@@ -56,7 +56,11 @@ impl Reader {
         let cluster = self.one(Key::Cluster, "portolan".into(), value::name);
         let state_dir = self.one(Key::StateDir, "/var/lib/portolan".into(), value::path);
         let socket = self.one(Key::Socket, DEFAULT_SOCKET.into(), value::socket);
-        let http = self.one(Key::Http, SocketAddr::from(([127, 0, 0, 1], 7947)), value::listen);
+        let http = self.one(
+            Key::Http,
+            SocketAddr::from(([127, 0, 0, 1], 7947)),
+            value::listen,
+        );
         let data_path_port = self.one(Key::DataPathPort, 4789, value::port);
         let stacks = self.stacks(machine);
         let plane = self.one(Key::Plane, PlaneChoice::Auto, value::plane);
@@ -125,7 +129,10 @@ impl Reader {
         match value::name(&host) {
             Ok(name) => Some(name),
             Err(fault) => {
-                let message = format!("not given, and the host name will not do: {}", fault.message);
+                let message = format!(
+                    "not given, and the host name will not do: {}",
+                    fault.message
+                );
                 self.wrong(Key::Name, Fault::new(message, "give one with --name"));
                 None
             }
@@ -152,7 +159,10 @@ impl Reader {
                 .iter()
                 .map(|(interface, ip)| format!("{ip} ({interface})"))
                 .collect();
-            format!("not given, and this machine has several addresses: {}", shown.join(", "))
+            format!(
+                "not given, and this machine has several addresses: {}",
+                shown.join(", ")
+            )
         };
         let remedy = "give the one that other nodes reach with --advertise";
         self.wrong(Key::Advertise, Fault::new(message, remedy));
@@ -227,7 +237,10 @@ impl Reader {
 
     /// Notes what is wrong with a key, at its place.
     fn wrong(&mut self, key: Key, fault: Fault) {
-        let origin = self.entries.get(&key).map_or(&Origin::Default, |entry| &entry.origin);
+        let origin = self
+            .entries
+            .get(&key)
+            .map_or(&Origin::Default, |entry| &entry.origin);
         self.problems.push(fault.at(origin.place(key)));
     }
 

@@ -69,8 +69,11 @@ fn from(toml: &str, env: &[(&str, &str)], flags: &[(Key, &str)]) -> Result<Confi
     for &(key, value) in flags {
         layer.set_flag(key, value);
     }
-    resolve([parse_toml(toml, "p.toml"), parse_env(env), layer], &Fake::default())
-        .map_err(|problems| problems.iter().map(ToString::to_string).collect())
+    resolve(
+        [parse_toml(toml, "p.toml"), parse_env(env), layer],
+        &Fake::default(),
+    )
+    .map_err(|problems| problems.iter().map(ToString::to_string).collect())
 }
 
 fn problems(toml: &str) -> Vec<String> {
@@ -88,7 +91,11 @@ fn the_documented_file_holds_every_key_with_its_default() {
                 .and_then(|line| line.strip_prefix(key.name()))
                 .is_some_and(|rest| rest.starts_with(" = "))
         });
-        assert!(layer.entries.contains_key(&key) != commented, "{}", key.name());
+        assert!(
+            layer.entries.contains_key(&key) != commented,
+            "{}",
+            key.name()
+        );
     }
     let mut key = Layer::default();
     key.set_flag(Key::KeyFile, "/key");
@@ -118,7 +125,10 @@ fn flags_go_over_the_environment_and_that_over_the_file() {
         ("PORTOLAN_BINARY", "/x"),
     ];
     let config = from(toml, &env, &[(Key::Name, "flag")]).expect("it is sound");
-    assert_eq!((config.name.as_str(), config.cluster.as_str()), ("flag", "env"));
+    assert_eq!(
+        (config.name.as_str(), config.cluster.as_str()),
+        ("flag", "env")
+    );
     assert_eq!(config.log, "warn", "an empty variable is none");
     let join: Vec<SocketAddr> = vec![([10, 0, 0, 3], 7946).into(), ([10, 0, 0, 2], 99).into()];
     assert_eq!(config.join, join, "a list replaces a list");
@@ -129,13 +139,19 @@ fn members_take_the_gossip_port_unless_they_have_their_own() {
     let toml = "key_file = '/key'\ngossip_port = 99\njoin = ['fd00::1', '[fd00::2]', '[fd00::3]:1', 'node2', '10.0.0.2:99']";
     let config = from(toml, &[], &[]).expect("it is sound");
     let shown: Vec<_> = config.join.iter().map(ToString::to_string).collect();
-    assert_eq!(shown, ["[fd00::1]:99", "[fd00::2]:99", "[fd00::3]:1", "10.0.0.2:99"]);
+    assert_eq!(
+        shown,
+        ["[fd00::1]:99", "[fd00::2]:99", "[fd00::3]:1", "10.0.0.2:99"]
+    );
 }
 
 #[test]
 fn all_problems_come_at_once_each_with_its_place_and_remedy() {
     let toml = "data_path_prot = 4789\n\ngossip_port = 70000\nhttp = 7947\njoin = [\n  '10.0.0.1:x',\n  'nowhere',\n]\nplane = 'ebpf'\n";
-    let env = [("PORTOLAN_HTTP", "127.0.0.1"), ("PORTOLAN_ADVERTIZE", "10.0.0.5")];
+    let env = [
+        ("PORTOLAN_HTTP", "127.0.0.1"),
+        ("PORTOLAN_ADVERTIZE", "10.0.0.5"),
+    ];
     let flags = [(Key::Log, "inof"), (Key::MaxConnections, "-1")];
     let found = from(toml, &env, &flags).expect_err("it is wrong");
     assert_eq!(
@@ -175,19 +191,30 @@ fn the_key_file_is_a_key_file_and_closed_to_others() {
     let found = problems("key_file = '/open'");
     assert_eq!(
         found,
-        ["p.toml:1: key_file: /open is open to every user of the machine (mode 644); `chmod 600 /open`"]
+        [
+            "p.toml:1: key_file: /open is open to every user of the machine (mode 644); `chmod 600 /open`"
+        ]
     );
     assert!(problems("key_file = '/gone'")[0].ends_with("make it with `portolan keygen /gone`"));
     let bad = problems("key_file = '/bad'");
-    assert!(bad[0].starts_with("p.toml:1: key_file: /bad: line 1: not a key; "), "{bad:?}");
-    assert!(!bad[0].contains("secret"), "a mistyped key is still a secret");
+    assert!(
+        bad[0].starts_with("p.toml:1: key_file: /bad: line 1: not a key; "),
+        "{bad:?}"
+    );
+    assert!(
+        !bad[0].contains("secret"),
+        "a mistyped key is still a secret"
+    );
 }
 
 #[test]
 fn an_address_is_chosen_only_if_there_is_one() {
     let resolve_with = |addresses: &[(&str, [u8; 4])]| {
         let machine = Fake {
-            addresses: addresses.iter().map(|&(n, ip)| (n.into(), ip.into())).collect(),
+            addresses: addresses
+                .iter()
+                .map(|&(n, ip)| (n.into(), ip.into()))
+                .collect(),
             ..Fake::default()
         };
         let mut flags = Layer::default();
@@ -206,7 +233,16 @@ fn an_address_is_chosen_only_if_there_is_one() {
 
 #[test]
 fn addresses_that_name_no_node_are_refused() {
-    for wrong in ["0.0.0.0", "::", "224.0.0.1", "255.255.255.255", "fe80::1", "10.0.0.5:1", "n1", ""] {
+    for wrong in [
+        "0.0.0.0",
+        "::",
+        "224.0.0.1",
+        "255.255.255.255",
+        "fe80::1",
+        "10.0.0.5:1",
+        "n1",
+        "",
+    ] {
         let found = problems(&format!("key_file = '/key'\nadvertise = '{wrong}'"));
         assert!(found[0].starts_with("p.toml:2: advertise: "), "{found:?}");
     }
@@ -224,7 +260,10 @@ fn ports_may_not_meet() {
 fn broken_toml_names_its_lines() {
     let found = problems("insecure = true\nname = \ncluster = 'a\n");
     assert!(found[0].starts_with("p.toml:2: "), "{found:?}");
-    assert!(found.iter().any(|p| p.starts_with("p.toml:3: ")), "{found:?}");
+    assert!(
+        found.iter().any(|p| p.starts_with("p.toml:3: ")),
+        "{found:?}"
+    );
     let twice = problems("insecure = true\ninsecure = false");
     assert!(twice[0].starts_with("p.toml:2: duplicate key"), "{twice:?}");
 }
@@ -238,8 +277,13 @@ fn numbers_keep_their_radix() {
 #[test]
 fn sockets_and_names_have_their_lengths() {
     let long = "x".repeat(108);
-    let found = problems(&format!("insecure = true\nsocket = '/{long}'\nname = '{long}'"));
-    assert!(found[0].contains("is longer than 63 characters"), "{found:?}");
+    let found = problems(&format!(
+        "insecure = true\nsocket = '/{long}'\nname = '{long}'"
+    ));
+    assert!(
+        found[0].contains("is longer than 63 characters"),
+        "{found:?}"
+    );
     assert!(found[1].contains("at most 107"), "{found:?}");
 }
 

@@ -92,11 +92,7 @@ fn unknown(name: &str, source: &str, line: usize) -> super::ConfigProblem {
 }
 
 /// The values of a key, as text.
-fn read(
-    key: Key,
-    value: &Spanned<DeValue<'_>>,
-    lines: &Lines<'_>,
-) -> Result<Vec<Value>, Fault> {
+fn read(key: Key, value: &Spanned<DeValue<'_>>, lines: &Lines<'_>) -> Result<Vec<Value>, Fault> {
     let at = |span: std::ops::Range<usize>| Origin::File {
         source: lines.source.clone(),
         line: lines.number(span.start),
@@ -118,10 +114,7 @@ fn read(
             Shape::Switch => format!("give it true or false: {} = true", key.name()),
             Shape::List => format!("give it a list of texts: {} = [\"...\"]", key.name()),
         };
-        Fault::new(
-            format!("takes no {}", value.get_ref().type_str()),
-            wanted,
-        )
+        Fault::new(format!("takes no {}", value.get_ref().type_str()), wanted)
     })
 }
 

@@ -73,7 +73,10 @@ pub(crate) fn listen(text: &str) -> Parsed<SocketAddr> {
             Ok(address) => format!("add the port: {address}:7947"),
             Err(_) => "give address and port, such as 127.0.0.1:7947 or [::1]:7947".to_owned(),
         };
-        Fault::new(format!("{} is no address with a port", quoted(text)), remedy)
+        Fault::new(
+            format!("{} is no address with a port", quoted(text)),
+            remedy,
+        )
     })
 }
 
@@ -144,7 +147,10 @@ fn bare_ip(text: &str) -> Option<IpAddr> {
 /// A path.
 pub(crate) fn path(text: &str) -> Parsed<PathBuf> {
     if text.is_empty() || text.contains('\0') {
-        return Err(Fault::new("the path is empty or has a zero byte", "give a path"));
+        return Err(Fault::new(
+            "the path is empty or has a zero byte",
+            "give a path",
+        ));
     }
     Ok(text.into())
 }
@@ -156,7 +162,10 @@ pub(crate) fn socket(text: &str) -> Parsed<PathBuf> {
     let path = path(text)?;
     if text.len() > LONGEST {
         return Err(Fault::new(
-            format!("the path has {} bytes; a unix socket's has at most {LONGEST}", text.len()),
+            format!(
+                "the path has {} bytes; a unix socket's has at most {LONGEST}",
+                text.len()
+            ),
             "give a shorter one",
         ));
     }
@@ -204,7 +213,8 @@ pub(crate) fn log(text: &str) -> Parsed<String> {
     const EXAMPLE: &str = "give a level (off, error, warn, info, debug, trace) or directives such as \
                            info,portolan_gossip=debug";
     let bare = text.split(',').map(str::trim).find(|directive| {
-        !directive.contains(['=', '[']) && !LEVELS.contains(&directive.to_ascii_lowercase().as_str())
+        !directive.contains(['=', '['])
+            && !LEVELS.contains(&directive.to_ascii_lowercase().as_str())
     });
     if let Some(word) = bare {
         return Err(choice(word, "log level", &LEVELS));
