@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use tokio::{runtime::Handle, sync::Semaphore, time::Instant};
+use tokio_util::task::TaskTracker;
 
 use crate::{
     RelayConfig,
@@ -25,6 +26,8 @@ pub(crate) struct Engine {
     /// A permit per UDP flow.
     pub(crate) udp_flows: Arc<Semaphore>,
     pub(crate) source_turns: Turns,
+    /// The tasks that are of no one frontend.
+    pub(crate) tasks: TaskTracker,
     start: Instant,
 }
 
@@ -40,6 +43,7 @@ impl Engine {
             flows: Arc::default(),
             buffers: Buffers::default(),
             source_turns: Turns::default(),
+            tasks: TaskTracker::new(),
             start: Instant::now(),
         }
     }

@@ -26,6 +26,7 @@ mod served;
 mod sources;
 mod tcp;
 mod udp;
+mod vips;
 
 pub use config::{RelayConfig, raise_open_files};
 pub use relay::{Relay, RelayView};

@@ -13,7 +13,7 @@ use socket2::{Domain, Socket, Type};
 use crate::udp::datagram;
 
 /// Connections that wait to be accepted; the kernel lowers it to net.core.somaxconn.
-const BACKLOG: i32 = 65_535;
+pub(crate) const BACKLOG: i32 = 65_535;
 
 /// The sockets of a frontend, bound and listening, all of them or none. `FrontendAddress::Vip` has none of
 /// its own.

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     net::IpAddr,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, Mutex, PoisonError, RwLock},
     time::Duration,
 };
 
@@ -20,7 +20,15 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{RelayConfig, engine::Engine, flows::Flows, listener, served::Served, tcp, udp};
+use crate::{
+    RelayConfig,
+    engine::Engine,
+    flows::Flows,
+    listener,
+    served::{Served, lock},
+    tcp, udp,
+    vips::{self, Vips, nft},
+};
 
 /// How long a removal waits for the tasks of a frontend, which have nothing left to do but end.
 const END_WAIT: Duration = Duration::from_secs(1);
@@ -35,6 +43,9 @@ type Table = BTreeMap<Frontend, Arc<Served>>;
 pub struct Relay {
     engine: Arc<Engine>,
     table: Arc<RwLock<Table>>,
+    vips: Mutex<Vips>,
+    /// The virtual frontends that the last step left undone.
+    unsettled: Vec<Frontend>,
     ended: CancellationToken,
 }
 
@@ -53,6 +64,8 @@ impl Relay {
         Self {
             engine: Arc::new(Engine::new(config, runtime)),
             table: Arc::default(),
+            vips: Mutex::default(),
+            unsettled: Vec::new(),
             ended: CancellationToken::new(),
         }
     }
@@ -65,9 +78,23 @@ impl Relay {
         }
     }
 
+    /// Removes from the kernel what a relay that was killed left there. One that runs in this network
+    /// namespace loses its virtual addresses.
+    ///
+    /// # Errors
+    /// The rules could not be removed.
+    pub fn clean() -> Result<(), OpError> {
+        nft::remove().map_err(|error| error.for_frontend())
+    }
+
     /// Takes no new flows from now on, lets those that are open run for `grace`, and then ends them.
     /// Afterwards the relay is not used again.
-    pub fn shutdown(&self, grace: Duration) {
+    ///
+    /// # Errors
+    /// The rules for virtual addresses are still in the kernel; all else is done.
+    pub fn shutdown(&self, grace: Duration) -> Result<(), OpError> {
+        let cleared = lock(&self.vips).clear();
+        self.engine.tasks.close();
         let frontends: Vec<_> = read(&self.table).values().cloned().collect();
         for served in &frontends {
             served.closing.cancel();
@@ -77,6 +104,7 @@ impl Relay {
             for served in &frontends {
                 served.tasks.wait().await;
             }
+            self.engine.tasks.wait().await;
         };
         self.engine.runtime.block_on(async {
             tokio::pin!(all);
@@ -87,6 +115,7 @@ impl Relay {
             }
         });
         self.ended.cancel();
+        cleared.map_err(|error| error.for_frontend())
     }
 
     fn upsert(&self, spec: &Arc<FrontendSpec>) -> Result<(), OpError> {
@@ -94,6 +123,12 @@ impl Relay {
         if let Some(served) = present {
             served.update(spec);
             return Ok(());
+        }
+        if vips::address(&spec.frontend).is_some_and(|ip| ip.is_ipv6()) {
+            return Err(OpError::Unsupported(format!(
+                "{}: virtual addresses are IPv4 only",
+                spec.frontend
+            )));
         }
         let served = Arc::new(Served::new(spec, &self.ended));
         for socket in listener::open(&spec.frontend)? {
@@ -142,6 +177,36 @@ impl Relay {
         }
     }
 
+    /// Has the kernel lead the virtual addresses here that are served now.
+    fn settle_vips(&mut self, plan: &Plan) -> Vec<Failure> {
+        let table = read(&self.table).clone();
+        let virtual_ones = table
+            .values()
+            .filter(|s| vips::address(&s.frontend).is_some());
+        let Err(error) = lock(&self.vips).settle(&self.engine, virtual_ones) else {
+            self.unsettled.clear();
+            return Vec::new();
+        };
+        // Those that are served already stay so.
+        let concerned = plan.ops.iter().map(Op::frontend).filter(|frontend| {
+            let served = table.contains_key(frontend);
+            vips::address(frontend).is_some_and(|ip| !(served && lock(&self.vips).leads_here(ip)))
+        });
+        self.unsettled.extend(concerned.cloned());
+        self.unsettled.sort();
+        self.unsettled.dedup();
+        let mut failures = Vec::new();
+        for frontend in &self.unsettled {
+            // Not served as long as no packet comes here, so that it is asked for again.
+            self.remove(frontend);
+            failures.push(Failure {
+                frontend: frontend.clone(),
+                error: error.for_frontend(),
+            });
+        }
+        failures
+    }
+
     /// Ends a frontend's listeners and flows. When this returns its port is free.
     fn end(&self, served: &Served) {
         served.ended.cancel();
@@ -159,6 +224,8 @@ impl Relay {
 impl Drop for Relay {
     fn drop(&mut self) {
         self.ended.cancel();
+        // Whoever wants to hear of an error calls `shutdown`; a new relay replaces what is left.
+        let _ = lock(&self.vips).clear();
     }
 }
 
@@ -193,6 +260,7 @@ impl DataPlane for Relay {
                 Op::Remove(frontend) => self.remove(frontend),
             }
         }
+        failures.extend(self.settle_vips(plan));
         let routes: Vec<_> = read(&self.table).values().map(|s| s.route()).collect();
         let known = |ip: IpAddr| {
             let mut backends = routes.iter().flat_map(|route| &route.spec.backends);

@@ -37,6 +37,16 @@ pub(crate) fn prepare(socket: &Socket, v6: bool) -> io::Result<()> {
     } else {
         setsockopt(socket, sockopt::Ipv4PacketInfo, &true)?;
     }
+    room_for_bursts(socket)
+}
+
+/// The same for a transparent socket, which tells address and port.
+pub(crate) fn prepare_transparent(socket: &Socket) -> io::Result<()> {
+    setsockopt(socket, sockopt::Ipv4OrigDstAddr, &true)?;
+    room_for_bursts(socket)
+}
+
+fn room_for_bursts(socket: &Socket) -> io::Result<()> {
     // Beyond net.core.rmem_max it takes a privilege; with less there is less room, no more.
     if setsockopt(socket, sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
         socket.set_recv_buffer_size(RECEIVE_BUFFER)?;

@@ -26,6 +26,7 @@ use crate::{
     proxy_protocol,
     served::{Live, Refusal, Reserved, Route, Served, lock},
     sources,
+    vips::nft,
 };
 
 /// How replies reach the client.
@@ -78,6 +79,7 @@ pub(super) fn reply_socket(from: SocketAddr) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(from), kind, None)?;
     socket.set_reuse_address(true)?;
     socket.set_ip_transparent_v4(true)?;
+    socket.set_mark(nft::REPLY_MARK)?;
     socket.bind(&from.into())?;
     Ok(socket)
 }

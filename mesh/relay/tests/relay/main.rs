@@ -3,5 +3,8 @@
 
 mod balancing;
 mod contract;
+mod failures;
 mod support;
+mod tcp;
 mod udp;
+mod vips;

@@ -165,21 +165,26 @@ pub(crate) fn closed() -> SocketAddr {
 
 /// A client that would rather fail than hang.
 pub(crate) fn connect(to: SocketAddr) -> TcpStream {
-    let stream = TcpStream::connect_timeout(&to, Duration::from_secs(5)).unwrap();
-    stream
-        .set_read_timeout(Some(Duration::from_secs(5)))
-        .unwrap();
-    stream
-        .set_write_timeout(Some(Duration::from_secs(5)))
-        .unwrap();
-    stream
+    try_connect(to).unwrap()
+}
+
+fn try_connect(to: SocketAddr) -> std::io::Result<TcpStream> {
+    let stream = TcpStream::connect_timeout(&to, Duration::from_secs(5))?;
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    stream.set_write_timeout(Some(Duration::from_secs(5)))?;
+    Ok(stream)
 }
 
 /// Connects and reads until the end.
 pub(crate) fn ask(to: SocketAddr) -> std::io::Result<String> {
     let mut answer = String::new();
-    connect(to).read_to_string(&mut answer)?;
+    try_connect(to)?.read_to_string(&mut answer)?;
     Ok(answer)
+}
+
+/// Whether a connection, which may be a new one, is reset rather than closed in order or left to hang.
+pub(crate) fn is_reset<T>(result: &std::io::Result<T>) -> bool {
+    matches!(result, Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset)
 }
 
 /// Waits until the condition holds.
