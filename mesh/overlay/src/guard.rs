@@ -26,14 +26,19 @@ const FORGED_SOURCE: &str = "forged_source";
 const FRESH: Duration = Duration::from_secs(5);
 
 /// The packet filter, as it was last programmed.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Guard {
-    applied: Option<Rules>,
+    /// The program that programs it.
+    program: &'static str,
+    /// What was last applied, and whether all else was removed.
+    applied: Option<(Rules, bool)>,
     missing: bool,
     read: Option<Instant>,
     counters: Counters,
     /// Chains of others that drop the overlay's packets.
     in_the_way: Vec<String>,
+    /// Why a table that was removed could not be made again.
+    unmended: Option<String>,
 }
 
 /// What the filter is made of.
@@ -48,15 +53,36 @@ pub(crate) struct Rules {
 }
 
 impl Guard {
+    /// A filter of which nothing is known yet.
+    pub(crate) fn new(program: &'static str) -> Self {
+        Self {
+            program,
+            applied: None,
+            missing: false,
+            read: None,
+            counters: Counters::default(),
+            in_the_way: Vec::new(),
+            unmended: None,
+        }
+    }
+
     /// Programs the filter. Without `complete` what is in the kernel stays, and is only added to.
     pub(crate) fn apply(&mut self, rules: Rules, complete: bool) -> Result<(), OverlayError> {
-        if self.applied.as_ref() == Some(&rules) {
-            return Ok(());
+        let mut script = rules.clone();
+        if let Some((applied, whole)) = &self.applied {
+            if *applied == rules && (*whole || !complete) {
+                return Ok(());
+            }
+            if !complete {
+                script
+                    .networks
+                    .retain(|vni, _| !applied.networks.contains_key(vni));
+            }
         }
-        match nft(&["-f", "-"], &rules.script(complete)) {
+        match self.nft(&["-f", "-"], &script.script(complete)) {
             Ok(_) => {
-                self.missing = false;
-                self.applied = complete.then_some(rules);
+                (self.missing, self.unmended) = (false, None);
+                self.applied = Some((rules, complete));
                 Ok(())
             }
             Err(Nft::Missing) => {
@@ -67,8 +93,7 @@ impl Guard {
         }
     }
 
-    /// The counters, at most [`FRESH`] old. When the table is gone, by a firewall's reload say, it is made
-    /// anew by the next [`Guard::apply`].
+    /// The counters, at most [`FRESH`] old. A table that is gone, by a firewall's reload say, is made anew.
     pub(crate) fn counters(&mut self) -> Counters {
         if self.read.is_none_or(|read| read.elapsed() >= FRESH) {
             self.read = Some(Instant::now());
@@ -78,24 +103,23 @@ impl Guard {
     }
 
     fn read(&mut self) {
-        if let Ok(text) = nft(
-            &["list", "counters", "table", "inet", "portolan_overlay"],
-            "",
-        ) {
+        let list = ["list", "counters", "table", "inet", "portolan_overlay"];
+        if let Ok(text) = self.nft(&list, "") {
             self.counters = Counters {
                 non_member_packets: packets(&text, NON_MEMBER),
                 misdirected_packets: packets(&text, MISDIRECTED),
                 forged_source_packets: packets(&text, FORGED_SOURCE),
             };
-        } else {
-            self.applied = None;
+        } else if let Some((rules, complete)) = self.applied.take() {
+            let mended = self.apply(rules, complete);
+            self.unmended = mended.err().map(|error| error.to_string());
         }
-        if let Ok(chains) = nft(&["list", "chains"], "") {
+        if let Ok(chains) = self.nft(&["list", "chains"], "") {
             self.in_the_way = dropping_forward(&chains)
                 .filter(|(table, _)| {
                     // One that knows of the overlay's links is taken to let them through.
                     let list = format!("list table {table}");
-                    nft(&list.split(' ').collect::<Vec<_>>(), "")
+                    self.nft(&list.split(' ').collect::<Vec<_>>(), "")
                         .is_ok_and(|rules| !rules.contains("ptbr"))
                 })
                 .map(|(table, chain)| format!("{table} {chain}"))
@@ -107,7 +131,7 @@ impl Guard {
     pub(crate) fn remove(&mut self) -> Result<(), OverlayError> {
         self.applied = None;
         // Adding first makes the removal of one that is not there no error.
-        match nft(
+        match self.nft(
             &["-f", "-"],
             &format!("add table {TABLE}\ndelete table {TABLE}\n"),
         ) {
@@ -130,7 +154,39 @@ impl Guard {
                  DOCKER-USER -i ptbr+ -j ACCEPT` and the same for ptvx+"
             )
         });
-        missing.into_iter().chain(in_the_way)
+        let unmended = self.unmended.iter().map(|error| {
+            format!("the overlay's packet filter was removed by another program, and then: {error}")
+        });
+        missing.into_iter().chain(in_the_way).chain(unmended)
+    }
+
+    /// Runs the program to its end.
+    fn nft(&self, args: &[&str], input: &str) -> Result<String, Nft> {
+        let run = || -> io::Result<_> {
+            let mut child = Command::new(self.program)
+                .args(args)
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()?;
+            if let Some(mut stdin) = child.stdin.take() {
+                stdin.write_all(input.as_bytes())?;
+            }
+            child.wait_with_output()
+        };
+        match run() {
+            Ok(output) if output.status.success() => {
+                Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+            }
+            Ok(output) => {
+                let words = String::from_utf8_lossy(&output.stderr);
+                Err(Nft::Failed(
+                    words.lines().next().unwrap_or_default().to_owned(),
+                ))
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(Nft::Missing),
+            Err(error) => Err(Nft::Failed(error.to_string())),
+        }
     }
 }
 
@@ -196,34 +252,6 @@ enum Nft {
     Failed(String),
 }
 
-fn nft(args: &[&str], input: &str) -> Result<String, Nft> {
-    let run = || -> io::Result<_> {
-        let mut child = Command::new("nft")
-            .args(args)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()?;
-        if let Some(mut stdin) = child.stdin.take() {
-            stdin.write_all(input.as_bytes())?;
-        }
-        child.wait_with_output()
-    };
-    match run() {
-        Ok(output) if output.status.success() => {
-            Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-        }
-        Ok(output) => {
-            let words = String::from_utf8_lossy(&output.stderr);
-            Err(Nft::Failed(
-                words.lines().next().unwrap_or_default().to_owned(),
-            ))
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(Nft::Missing),
-        Err(error) => Err(Nft::Failed(error.to_string())),
-    }
-}
-
 /// The base chains of `nft list chains` that drop forwarded packets unless a rule says otherwise, as
 /// (table, chain). Tables of bridges and of IPv6 do not see the overlay's packets.
 fn dropping_forward(listing: &str) -> impl Iterator<Item = (String, String)> {
@@ -263,6 +291,27 @@ mod tests {
         assert_eq!(packets(listing, FORGED_SOURCE), 0);
     }
 
+    fn rules() -> Rules {
+        Rules {
+            port: 4789,
+            members: BTreeSet::from(["10.77.0.12".parse().unwrap(), "fd77::12".parse().unwrap()]),
+            networks: BTreeMap::from([(4096, "10.208.0.0/12".parse().unwrap())]),
+        }
+    }
+
+    #[test]
+    fn without_the_program_there_is_no_error_but_a_problem() {
+        let mut guard = Guard::new("portolan-no-such-nft");
+        guard.apply(rules(), true).unwrap();
+        guard.remove().unwrap();
+        assert_eq!(guard.counters(), Counters::default());
+        let problems: Vec<String> = guard.problems().collect();
+        assert!(
+            problems.len() == 1 && problems[0].contains("nftables"),
+            "{problems:?}"
+        );
+    }
+
     #[test]
     fn chains_that_drop_what_is_forwarded_are_found() {
         let listing = "table ip filter {\n\tchain INPUT {\n\t\ttype filter hook input priority filter; policy \
@@ -275,17 +324,12 @@ mod tests {
 
     #[test]
     fn before_everything_is_known_nothing_is_flushed() {
-        let rules = Rules {
-            port: 4789,
-            members: BTreeSet::from(["10.77.0.12".parse().unwrap(), "fd77::12".parse().unwrap()]),
-            networks: BTreeMap::from([(4096, "10.208.0.0/12".parse().unwrap())]),
-        };
-        let added = rules.script(false);
+        let added = rules().script(false);
         assert!(!added.contains("flush set"));
         for chain in ["networks", "redirects"] {
             assert!(!added.contains(&format!("flush chain {TABLE} {chain}")));
         }
-        let whole = rules.script(true);
+        let whole = rules().script(true);
         assert!(whole.contains("flush set"));
         assert!(
             whole.contains("members4 { 10.77.0.12 }") && whole.contains("members6 { fd77::12 }")

@@ -95,7 +95,7 @@ impl Overlay {
     pub fn open(config: Config) -> Result<Self, OverlayError> {
         let mut overlay = Self {
             netlink: Netlink::open().map_err(OverlayError::Open)?,
-            guard: Guard::default(),
+            guard: Guard::new("nft"),
             mtu: 0,
             problems: Vec::new(),
             attached: BTreeMap::new(),

@@ -148,7 +148,10 @@ impl Netlink {
         let mut whole = true;
         loop {
             let mut bytes = Vec::with_capacity(RECEIVE_BYTES);
-            self.socket.recv(&mut bytes, 0)?;
+            match self.socket.recv(&mut bytes, 0) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                received => received?,
+            };
             let mut rest = bytes.as_slice();
             while rest.len() >= HEADER {
                 let buffer = NetlinkBuffer::new_checked(rest)

@@ -97,7 +97,6 @@ fn a_filter_that_someone_flushed_comes_back() -> Result<()> {
     node.run(["nft", "flush", "ruleset"])?;
     wait_until(Duration::from_secs(15), "the table is back", || {
         cluster.overlays[0].run(Overlay::counters);
-        cluster.reconcile()?;
         let rules = node.run(["nft", "list", "ruleset"])?.stdout;
         Ok(rules.contains("portolan_overlay").then_some(()))
     })

@@ -126,7 +126,11 @@ fn networks_are_isolated() -> Result<()> {
 
 #[test]
 fn the_underlay_does_not_reach_in() -> Result<()> {
-    let Colours { cluster, .. } = colours()?;
+    let Colours {
+        cluster,
+        red: _red,
+        blue: _blue,
+    } = colours()?;
     let client = cluster.lab.client("c1")?;
     client.run(["ip", "route", "add", "10.192.0.0/10", "via", "10.77.0.11"])?;
     // A node that forwards for others too.
@@ -140,7 +144,11 @@ fn the_underlay_does_not_reach_in() -> Result<()> {
 
 #[test]
 fn a_forged_source_goes_nowhere() -> Result<()> {
-    let Colours { cluster, red, .. } = colours()?;
+    let Colours {
+        cluster,
+        red,
+        blue: _blue,
+    } = colours()?;
     red[0].run(["ip", "addr", "add", "10.224.2.17/32", "dev", "lo"])?;
     let listener = red[1].enter(|| {
         let socket = UdpSocket::bind("10.224.1.33:9")?;
@@ -156,7 +164,11 @@ fn a_forged_source_goes_nowhere() -> Result<()> {
 
 #[test]
 fn a_task_on_two_networks_reaches_both_and_joins_them_not() -> Result<()> {
-    let Colours { cluster, red, .. } = colours()?;
+    let Colours {
+        cluster,
+        red,
+        blue: _blue,
+    } = colours()?;
     let both = cluster.task(
         1,
         "both",
@@ -281,7 +293,11 @@ fn a_slice_that_moves_is_followed() -> Result<()> {
 
 #[test]
 fn a_service_of_the_node_answers_from_the_address_asked() -> Result<()> {
-    let Colours { cluster, red, .. } = colours()?;
+    let Colours {
+        cluster,
+        red,
+        blue: _blue,
+    } = colours()?;
     let vip: SocketAddr = "10.224.1.200:80".parse()?;
     let _listener = cluster.nodes[0].enter(|| Ok(std::net::TcpListener::bind(vip)?))?;
     let peer = red[0].enter(|| {
