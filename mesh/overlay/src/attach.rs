@@ -115,14 +115,12 @@ fn join(
     let name = names::host_end(task.id, &endpoint.network);
     let name = name.as_str();
     let present = netlink.links().doing("list", || "links".into())?;
-    // The task may come before the pass that sets up its network.
-    let bridge = links::ensure_bridge(
-        netlink,
-        &present,
-        mtu,
-        endpoint.vni,
-        MacAddress::of_address(endpoint.gateway),
-    )?;
+    let bridge = names::bridge(endpoint.vni);
+    let bridge = present
+        .iter()
+        .find(|link| link.name == bridge)
+        .map(|link| link.index)
+        .ok_or(OverlayError::LinkGone(bridge))?;
     let theirs = task.inside.links().doing("list", || "links".into())?;
     let old = present.iter().find(|link| link.name == name);
     let peer = theirs
@@ -156,8 +154,8 @@ fn join(
             links::by_name(netlink, name)?
         }
     };
-    finish_host_end(netlink, &host_end, bridge, task.id, endpoint)?;
-    finish_inside(task.inside, endpoint)?;
+    finish_host_end(netlink, mtu, &host_end, bridge, task.id, endpoint)?;
+    finish_inside(task.inside, mtu, endpoint)?;
     // The bridge has a carrier when its first port has one.
     for link in [host_end.index, bridge] {
         netlink
@@ -169,6 +167,7 @@ fn join(
 
 fn finish_host_end(
     netlink: &mut Netlink,
+    mtu: u32,
     link: &Link,
     bridge: u32,
     task: &TaskId,
@@ -186,6 +185,11 @@ fn finish_host_end(
             .set_bridge(link.index, bridge)
             .doing("set", || format!("bridge of link {name}"))?;
     }
+    if link.mtu != mtu {
+        netlink
+            .set_mtu(link.index, mtu)
+            .doing("set", || format!("MTU of link {name}"))?;
+    }
     if !link.up {
         netlink
             .set_up(link.index)
@@ -195,13 +199,22 @@ fn finish_host_end(
 }
 
 /// Gives the task's end its address and routes.
-fn finish_inside(inside: &mut Netlink, endpoint: &AttachEndpoint) -> Result<(), OverlayError> {
+fn finish_inside(
+    inside: &mut Netlink,
+    mtu: u32,
+    endpoint: &AttachEndpoint,
+) -> Result<(), OverlayError> {
     const LOOPBACK: &str = "lo";
     let links = inside.links().doing("list", || "links".into())?;
     let peer = links
         .iter()
         .find(|link| link.kind == Kind::Veth && link.mac == Some(endpoint.mac))
         .ok_or_else(|| OverlayError::LinkGone(format!("of the task on {}", endpoint.network)))?;
+    if peer.mtu != mtu {
+        inside
+            .set_mtu(peer.index, mtu)
+            .doing("set", || format!("MTU of link {} of the task", peer.name))?;
+    }
     let loopback = links.iter().find(|link| link.name == LOOPBACK);
     for link in loopback.into_iter().chain([peer]).filter(|link| !link.up) {
         inside

@@ -10,6 +10,8 @@ use portolan_model::{
     EndpointMode, INGRESS_NETWORK, MacAddress, NetworkName, NetworkView, NodeId, Snapshot, claims,
 };
 
+use crate::AttachEndpoint;
+
 /// Everything that the overlay of one node consists of.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Desired {
@@ -69,6 +71,25 @@ impl Desired {
             .map(|(_, node)| node.underlay)
             .collect();
         Self { networks, members }
+    }
+
+    /// As much of some networks as a task needs that comes before its network: a gateway, and no way out.
+    pub(crate) fn bare<'a>(endpoints: impl Iterator<Item = &'a AttachEndpoint>) -> Self {
+        let networks = endpoints.map(|endpoint| {
+            let network = DesiredNetwork {
+                name: endpoint.network.clone(),
+                subnet: endpoint.subnet,
+                gateway: endpoint.gateway,
+                extra: BTreeSet::new(),
+                neighbours: BTreeMap::new(),
+                places: BTreeMap::new(),
+            };
+            (endpoint.vni, network)
+        });
+        Self {
+            networks: networks.collect(),
+            members: BTreeSet::new(),
+        }
     }
 
     /// Takes out the networks of which the subnet holds an address that the node has elsewhere, and gives

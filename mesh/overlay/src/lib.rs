@@ -164,6 +164,7 @@ impl Overlay {
     /// # Errors
     /// Nothing that this call made stays.
     pub fn attach(&mut self, request: &Attachment) -> Result<(), OverlayError> {
+        self.prepare(request)?;
         attach::attach(&mut self.netlink, self.mtu, request)?;
         self.attached
             .insert(request.id.clone(), request.endpoints.len());
@@ -247,6 +248,20 @@ impl Overlay {
 
     fn links(&mut self) -> Result<Vec<Link>, OverlayError> {
         self.netlink.links().doing("list", || "links".into())
+    }
+
+    /// Sets up the networks of a task that comes before the pass that does it: a bridge without its rules
+    /// would route by the node's own table.
+    fn prepare(&mut self, request: &Attachment) -> Result<(), OverlayError> {
+        let links = self.links()?;
+        let new = request.endpoints.iter().filter(|endpoint| {
+            let bridge = names::bridge(endpoint.vni);
+            links.iter().all(|link| link.name != bridge)
+        });
+        let settings = self.settings();
+        let failures = program::upsert(&mut self.netlink, settings, &Desired::bare(new));
+        let first = failures.into_iter().next();
+        first.map_or(Ok(()), |failure| Err(failure.error))
     }
 
     /// Notes the MTU and what is wrong around the overlay.

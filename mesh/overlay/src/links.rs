@@ -100,7 +100,7 @@ fn explain(error: OverlayError, port: u16) -> OverlayError {
 }
 
 /// Makes a network's bridge, or mends it; gives its index.
-pub(crate) fn ensure_bridge(
+fn ensure_bridge(
     netlink: &mut Netlink,
     present: &[Link],
     mtu: u32,

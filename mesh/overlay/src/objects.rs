@@ -1,4 +1,4 @@
-//! The objects of which networks consist in the kernel, links excepted, under keys by which the wanted
+//! The objects of which networks consist in the kernel, links excepted, by keys under which the wanted
 //! and the actual ones are compared.
 
 use std::{
@@ -8,7 +8,6 @@ use std::{
 };
 
 use ipnetwork::Ipv4Network;
-use portolan_model::MacAddress;
 
 use crate::{
     OverlayError,
@@ -19,8 +18,17 @@ use crate::{
     netlink::{Address, Hop, Link, Neighbour, Netlink, NetlinkError, Route, Rule, Selector},
 };
 
+/// Something in the kernel that a network needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Object {
+    Address(Address),
+    Neighbour(Neighbour),
+    Route(Route),
+    Rule(Rule),
+}
+
 /// What there is at most one of. In the order in which things are added: routes need their source
-/// address, and with the rules a network's routes come into force at once.
+/// address, and with its rules a network's routes come into force at once.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Key {
     Address(Address),
@@ -29,17 +37,9 @@ pub(crate) enum Key {
     Rule(Rule),
 }
 
-/// What is to be said of it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Value {
-    Present,
-    Mac(MacAddress),
-    Hop(Hop),
-}
-
 /// Objects, each with the VNI of its network.
 #[derive(Debug, Default)]
-pub(crate) struct Objects(pub(crate) BTreeMap<Key, (u32, Value)>);
+pub(crate) struct Objects(pub(crate) BTreeMap<Key, (u32, Object)>);
 
 const ANYWHERE: Ipv4Network =
     Ipv4Network::new_checked(Ipv4Addr::UNSPECIFIED, 0).expect("zero is a prefix length");
@@ -54,29 +54,28 @@ impl Objects {
         links: Pair,
     ) {
         let (table, source) = (names::table(vni), network.gateway);
-        let mut put = |key, value| self.0.insert(key, (vni, value));
         for ip in network.addresses() {
             let address = Address {
                 link: links.bridge,
                 ip: ip.into(),
                 prefix: 32,
             };
-            put(Key::Address(address), Value::Present);
+            self.put(vni, Object::Address(address));
         }
         for (&ip, &mac) in &network.neighbours {
             let link = links.vxlan;
-            put(Key::Neighbour { link, ip }, Value::Mac(mac));
+            self.put(vni, Object::Neighbour(Neighbour { link, ip, mac }));
         }
-        for (&to, place) in &network.places {
-            let hop = match *place {
-                Place::Here => Hop::Link {
-                    link: links.bridge,
-                    source,
-                },
-                Place::There {
-                    gateway,
-                    underlay: remote,
-                } => Hop::Tunnel {
+        let hops = network.places.iter().map(|(&to, place)| match *place {
+            Place::Here => {
+                let link = links.bridge;
+                (to, Hop::Link { link, source })
+            }
+            Place::There {
+                gateway,
+                underlay: remote,
+            } => {
+                let hop = Hop::Tunnel {
                     link: links.vxlan,
                     gateway,
                     source,
@@ -84,15 +83,18 @@ impl Objects {
                     remote,
                     // On a node with several addresses the others know it by this one.
                     local: Some(underlay).filter(|own| own.is_ipv4() == remote.is_ipv4()),
-                },
+                };
+                (to, hop)
+            }
+        });
+        for (destination, hop) in hops.chain([(ANYWHERE, Hop::Unreachable)]) {
+            let route = Route {
+                table,
+                destination,
+                hop,
             };
-            put(Key::Route { table, to }, Value::Hop(hop));
+            self.put(vni, Object::Route(route));
         }
-        let anywhere = Key::Route {
-            table,
-            to: ANYWHERE,
-        };
-        put(anywhere, Value::Hop(Hop::Unreachable));
         for selector in [
             Selector::From(names::bridge(vni)),
             Selector::From(names::vxlan(vni)),
@@ -103,7 +105,7 @@ impl Objects {
                 selector,
                 table,
             };
-            put(Key::Rule(rule), Value::Present);
+            self.put(vni, Object::Rule(rule));
         }
     }
 
@@ -117,63 +119,68 @@ impl Objects {
             let (found, vni) = roles.get(&link)?;
             (*found == role).then_some(*vni)
         };
-        let mut found = BTreeMap::new();
+        let mut found = Self::default();
         for address in netlink.addresses().doing("list", || "addresses".into())? {
             if let Some(vni) = on(address.link, Role::Bridge).filter(|_| address.ip.is_ipv4()) {
-                found.insert(Key::Address(address), (vni, Value::Present));
+                found.put(vni, Object::Address(address));
             }
         }
-        for Neighbour { link, ip, mac } in
-            netlink.neighbours().doing("list", || "neighbours".into())?
-        {
-            if let Some(vni) = on(link, Role::Vxlan) {
-                found.insert(Key::Neighbour { link, ip }, (vni, Value::Mac(mac)));
+        for neighbour in netlink.neighbours().doing("list", || "neighbours".into())? {
+            if let Some(vni) = on(neighbour.link, Role::Vxlan) {
+                found.put(vni, Object::Neighbour(neighbour));
             }
         }
-        for Route {
-            table,
-            destination: to,
-            hop,
-        } in netlink.routes().doing("list", || "routes".into())?
-        {
-            if let Some(vni) = names::vni_of_table(table) {
-                found.insert(Key::Route { table, to }, (vni, Value::Hop(hop)));
+        for route in netlink.routes().doing("list", || "routes".into())? {
+            if let Some(vni) = names::vni_of_table(route.table) {
+                found.put(vni, Object::Route(route));
             }
         }
         for rule in netlink.rules().doing("list", || "rules".into())? {
             if let Some(vni) = names::vni_of_table(rule.table) {
-                found.insert(Key::Rule(rule), (vni, Value::Present));
+                found.put(vni, Object::Rule(rule));
             }
         }
-        Ok(Self(found))
+        Ok(found)
+    }
+
+    fn put(&mut self, vni: u32, object: Object) {
+        self.0.insert(object.key(), (vni, object));
+    }
+}
+
+impl Object {
+    fn key(&self) -> Key {
+        match self {
+            Self::Address(address) => Key::Address(*address),
+            &Self::Neighbour(Neighbour { link, ip, .. }) => Key::Neighbour { link, ip },
+            &Self::Route(Route {
+                table,
+                destination: to,
+                ..
+            }) => Key::Route { table, to },
+            Self::Rule(rule) => Key::Rule(rule.clone()),
+        }
+    }
+
+    /// Makes it so in the kernel, in one step where something else is under its key.
+    pub(crate) fn upsert(&self, netlink: &mut Netlink) -> Result<(), NetlinkError> {
+        match self {
+            Self::Address(address) => netlink.add_address(address),
+            Self::Neighbour(neighbour) => netlink.set_neighbour(neighbour),
+            Self::Route(route) => netlink.set_route(route),
+            Self::Rule(rule) => netlink.add_rule(rule),
+        }
     }
 }
 
 impl Key {
-    /// Makes it so in the kernel, in one step where something else is there.
-    pub(crate) fn upsert(&self, netlink: &mut Netlink, value: Value) -> Result<(), NetlinkError> {
-        match (self, value) {
-            (Self::Address(address), _) => netlink.add_address(address),
-            (Self::Rule(rule), _) => netlink.add_rule(rule),
-            (&Self::Neighbour { link, ip }, Value::Mac(mac)) => {
-                netlink.set_neighbour(&Neighbour { link, ip, mac })
-            }
-            (&Self::Route { table, to }, Value::Hop(hop)) => netlink.set_route(&Route {
-                table,
-                destination: to,
-                hop,
-            }),
-            (Self::Neighbour { .. } | Self::Route { .. }, _) => Ok(()),
-        }
-    }
-
-    /// Removes it from the kernel.
+    /// Removes from the kernel what is under it.
     pub(crate) fn remove(&self, netlink: &mut Netlink) -> Result<(), NetlinkError> {
         match self {
             Self::Address(address) => netlink.remove_address(address),
-            Self::Rule(rule) => netlink.remove_rule(rule),
             &Self::Neighbour { link, ip } => netlink.remove_neighbour(link, ip),
             &Self::Route { table, to } => netlink.remove_route(table, to),
+            Self::Rule(rule) => netlink.remove_rule(rule),
         }
     }
 }

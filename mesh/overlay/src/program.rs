@@ -49,9 +49,9 @@ pub(crate) fn upsert(netlink: &mut Netlink, settings: Settings, desired: &Desire
             return failures;
         }
     };
-    for (key, (vni, value)) in &wanted.0 {
-        if actual.get(key).is_none_or(|(_, found)| found != value) {
-            let done = key.upsert(netlink, *value).doing("set", || key.to_string());
+    for (key, (vni, object)) in &wanted.0 {
+        if actual.get(key).is_none_or(|(_, found)| found != object) {
+            let done = object.upsert(netlink).doing("set", || key.to_string());
             failures.extend(done.err().map(|error| desired.failure(*vni, error)));
         }
     }

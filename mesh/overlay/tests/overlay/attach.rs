@@ -161,6 +161,10 @@ fn a_task_may_come_before_its_network() -> Result<()> {
     let cluster = Cluster::new("ov", 2)?;
     let a = cluster.task(1, "t1", &[("ingress", "10.208.1.2")])?;
     let b = cluster.task(2, "t2", &[("ingress", "10.208.2.2")])?;
+    // Until then it is as isolated as after: nothing of it is routed by the node's own table.
+    let asked = "ip route get 10.77.0.12 from 10.208.1.2 iif ptbr4096";
+    let route = cluster.nodes[0].output(asked.split(' '))?;
+    ensure!(!route.status.success(), "{}", route.stdout);
     cluster.reconcile()?;
     let socket = b.enter(|| Ok(UdpSocket::bind("10.208.2.2:9")?))?;
     socket.set_read_timeout(Some(Duration::from_secs(2)))?;

@@ -42,7 +42,13 @@ fn a_change_of_the_mtu_is_followed() -> Result<()> {
     cluster.reconcile()?;
     assert_eq!(cluster.overlays[0].run(|overlay| overlay.mtu()), 1250);
     // The tasks have the old one; the node tells them (RFC 1191).
-    transfer(&a, &b, "10.208.2.2:5001".parse()?, 4)
+    transfer(&a, &b, "10.208.2.2:5001".parse()?, 4)?;
+    // Attached again, as after a restart, they have the new one.
+    let request = cluster.attachment(1, &a, "t1", &[("ingress", "10.208.1.2")]);
+    cluster.overlays[0].run(move |overlay| overlay.attach(&request))?;
+    let link = a.run(["ip", "link", "show", "eth0"])?.stdout;
+    ensure!(link.contains("mtu 1250"), "{link}");
+    Ok(())
 }
 
 #[test]
