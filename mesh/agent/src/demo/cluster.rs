@@ -17,7 +17,7 @@ use super::{
     progress::Notes,
     stop::Stop,
 };
-use crate::api::{Applied, NodeRow, ServiceRow, TaskRow};
+use crate::api::{Applied, NetworkRow, NodeRow, ServiceRow, TaskRow};
 
 /// The prefix of the namespaces: `pt-demo-n1`.
 pub(super) const PREFIX: &str = "demo";
@@ -236,6 +236,10 @@ impl Cluster {
             &slot,
         ];
         let row: TaskRow = self.call(agent, &add)?;
+        let networks: Vec<NetworkRow> = self.call(agent, &["networks"])?;
+        if let Some(gateway) = gateway(&networks, agent.name()) {
+            namespace.set_resolver(gateway, &[], &[])?;
+        }
         Ok(Task {
             process,
             planned: planned.clone(),
@@ -348,6 +352,14 @@ impl Task {
     }
 }
 
+/// Where a node answers names, for tasks on the network that services share: it is the first address of
+/// its slice.
+fn gateway(networks: &[NetworkRow], node: &str) -> Option<IpAddr> {
+    let network = networks.iter().find(|network| network.name == "default")?;
+    let (_, slices) = network.slices.iter().find(|(name, _)| name == node)?;
+    slices.first()?.split('/').next()?.parse().ok()
+}
+
 /// Keeps the user's own `PORTOLAN_*` settings from what the demo starts.
 fn clean(command: &mut Command) -> &mut Command {
     for (key, _) in env::vars_os() {
@@ -356,4 +368,28 @@ fn clean(command: &mut Command) -> &mut Command {
         }
     }
     command
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_gateway_is_the_first_address_of_the_node_s_slice() {
+        let network = |name: &str, slice: &str| NetworkRow {
+            name: name.to_owned(),
+            vni: 4097,
+            subnet: "10.235.16.0/20".to_owned(),
+            internal: false,
+            slices: vec![("n2".to_owned(), vec![slice.to_owned()])],
+            endpoints: 0,
+            problems: Vec::new(),
+        };
+        let networks = [
+            network("ingress", "10.208.1.0/24"),
+            network("default", "10.235.16.64/26"),
+        ];
+        assert_eq!(gateway(&networks, "n2"), Some([10, 235, 16, 64].into()));
+        assert_eq!(gateway(&networks, "n1"), None);
+    }
 }

@@ -1,9 +1,9 @@
 //! What to try by hand, and the ways into the namespaces.
 
 use std::{
-    fmt,
+    env, fmt,
     net::{Ipv4Addr, SocketAddr},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use anyhow::Result;
@@ -58,7 +58,7 @@ impl Guide {
                 .map(|task| task.namespace().to_owned())
                 .unwrap_or_default(),
             host_node: host.map_or_else(|| (Ipv4Addr::LOCALHOST, 0).into(), |a| a.at(HOST_PORT)),
-            program: cluster.program().to_owned(),
+            program: as_typed(cluster.program()),
             socket: first
                 .map(|agent| agent.socket().to_owned())
                 .unwrap_or_default(),
@@ -97,6 +97,12 @@ fn forward(
             .forward((Ipv4Addr::LOCALHOST, port).into(), to, target, protocol)
     };
     open(port).or_else(|_| open(0))
+}
+
+/// A program's path as one types it here.
+fn as_typed(program: &Path) -> PathBuf {
+    let here = env::current_dir().unwrap_or_default();
+    program.strip_prefix(here).unwrap_or(program).to_owned()
 }
 
 impl fmt::Display for Guide {
@@ -154,9 +160,7 @@ impl fmt::Display for Guide {
             f,
             "  {program} --socket {socket} apply -f {stack}   (after a change of the file)"
         )?;
-        write!(
-            f,
-            "\nA task's own view of the overlay: ip netns exec {task} ip address"
-        )
+        writeln!(f, "\nFrom a task, by the service's name:\n")?;
+        write!(f, "  ip netns exec {task} curl http://web")
     }
 }

@@ -9,6 +9,8 @@ use anyhow::{Context, Result};
 
 /// Past a terminal, what is awaited is repeated no more often than this.
 const NOTE_INTERVAL: Duration = Duration::from_secs(1);
+/// How much of it a terminal shows, beside the indent.
+const NOTE_WIDTH: usize = 68;
 
 /// The steps so far.
 #[derive(Debug)]
@@ -68,19 +70,22 @@ impl Progress {
 impl Notes {
     /// Shows what is awaited now; on a terminal in place of what was shown before.
     pub(super) fn show(&mut self, text: &str) {
+        let text = text.replace('\n', "; ");
         let now = Instant::now();
         if let Some((at, shown)) = &self.shown {
             let soon = now.duration_since(*at) < NOTE_INTERVAL;
-            if shown == text || (soon && !self.terminal) {
+            if *shown == text || (soon && !self.terminal) {
                 return;
             }
         }
-        self.shown = Some((now, text.to_owned()));
-        write(&if self.terminal {
-            format!("\r\x1b[K          {text}")
+        if self.terminal {
+            // A line that is wrapped could not be replaced.
+            let text: String = text.chars().take(NOTE_WIDTH).collect();
+            write(&format!("\r\x1b[K          {text}"));
         } else {
-            format!("          {text}\n")
-        });
+            write(&format!("          {text}\n"));
+        }
+        self.shown = Some((now, text));
     }
 
     fn clear(&mut self) {
