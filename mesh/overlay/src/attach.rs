@@ -74,7 +74,13 @@ pub(crate) fn attach(
             }
         }
     }
-    result
+    result?;
+    let joined: Vec<String> = request
+        .endpoints
+        .iter()
+        .map(|endpoint| names::host_end(&request.id, &endpoint.network))
+        .collect();
+    detach_except(netlink, &request.id, &joined)
 }
 
 fn open(request: &Attachment) -> Result<Netns, OverlayError> {
@@ -276,11 +282,19 @@ fn free_name(links: &[Link]) -> String {
 
 /// Removes all links of a task. One that is gone already is fine.
 pub(crate) fn detach(netlink: &mut Netlink, task: &TaskId) -> Result<(), OverlayError> {
+    detach_except(netlink, task, &[])
+}
+
+fn detach_except(
+    netlink: &mut Netlink,
+    task: &TaskId,
+    stay: &[String],
+) -> Result<(), OverlayError> {
     let links = netlink.links().doing("list", || "links".into())?;
     let mut first = Ok(());
     for link in links
         .iter()
-        .filter(|link| owner(link).as_ref() == Some(task))
+        .filter(|link| owner(link).as_ref() == Some(task) && !stay.contains(&link.name))
     {
         let done = gone_is_fine(netlink.remove_link(link.index))
             .doing("remove", || format!("link {} of task {task}", link.name));

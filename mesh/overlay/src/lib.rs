@@ -159,13 +159,16 @@ impl Overlay {
         failures
     }
 
-    /// Puts a network namespace on its networks. Called again it mends what is not as it should be.
+    /// Puts a network namespace on its networks, and on no others. Called again it mends what is not as it
+    /// should be.
     ///
     /// # Errors
     /// Nothing that this call made stays.
     pub fn attach(&mut self, request: &Attachment) -> Result<(), OverlayError> {
-        self.prepare(request)?;
-        attach::attach(&mut self.netlink, self.mtu, request)?;
+        let failures = self.prepare(request)?;
+        // What kept a bridge from being made says more than that it lacks.
+        attach::attach(&mut self.netlink, self.mtu, request)
+            .map_err(|error| failures.into_iter().next().map_or(error, |f| f.error))?;
         self.attached
             .insert(request.id.clone(), request.endpoints.len());
         Ok(())
@@ -252,16 +255,14 @@ impl Overlay {
 
     /// Sets up the networks of a task that comes before the pass that does it: a bridge without its rules
     /// would route by the node's own table.
-    fn prepare(&mut self, request: &Attachment) -> Result<(), OverlayError> {
+    fn prepare(&mut self, request: &Attachment) -> Result<Vec<Failure>, OverlayError> {
         let links = self.links()?;
         let new = request.endpoints.iter().filter(|endpoint| {
             let bridge = names::bridge(endpoint.vni);
             links.iter().all(|link| link.name != bridge)
         });
-        let settings = self.settings();
-        let failures = program::upsert(&mut self.netlink, settings, &Desired::bare(new));
-        let first = failures.into_iter().next();
-        first.map_or(Ok(()), |failure| Err(failure.error))
+        let (settings, desired) = (self.settings(), Desired::bare(new));
+        Ok(program::upsert(&mut self.netlink, settings, &desired))
     }
 
     /// Notes the MTU and what is wrong around the overlay.

@@ -20,15 +20,16 @@ const ADD: &str = "add";
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Pair {
     pub(crate) bridge: u32,
-    pub(crate) vxlan: u32,
+    /// `None` when it could not be made: then the network ends at this node.
+    pub(crate) vxlan: Option<u32>,
 }
 
-/// The links of a network, if both are there.
+/// The links of a network, if it has a bridge.
 pub(crate) fn find(present: &[Link], vni: u32) -> Option<Pair> {
     let index = |name: String| present.iter().find(|l| l.name == name).map(|l| l.index);
     Some(Pair {
         bridge: index(names::bridge(vni))?,
-        vxlan: index(names::vxlan(vni))?,
+        vxlan: index(names::vxlan(vni)),
     })
 }
 
@@ -46,15 +47,14 @@ pub(crate) fn in_use(present: &[Link]) -> BTreeSet<u32> {
         .collect()
 }
 
-/// Makes both links of a network, or mends them.
-pub(crate) fn ensure(
+/// Makes a network's VXLAN link, or mends it; gives its index.
+pub(crate) fn ensure_vxlan(
     netlink: &mut Netlink,
     present: &[Link],
     settings: Settings,
     vni: u32,
     mac: MacAddress,
-) -> Result<Pair, OverlayError> {
-    let bridge = ensure_bridge(netlink, present, settings.mtu, vni, mac)?;
+) -> Result<u32, OverlayError> {
     let kind = Kind::Vxlan {
         port: settings.port,
         filtered: true,
@@ -78,7 +78,7 @@ pub(crate) fn ensure(
     netlink
         .add_vni(vxlan, vni)
         .doing("add", || format!("vni {vni} to link {name}"))?;
-    Ok(Pair { bridge, vxlan })
+    Ok(vxlan)
 }
 
 /// Puts what the kernel says of a VXLAN link into words that help.
@@ -100,7 +100,7 @@ fn explain(error: OverlayError, port: u16) -> OverlayError {
 }
 
 /// Makes a network's bridge, or mends it; gives its index.
-fn ensure_bridge(
+pub(crate) fn ensure_bridge(
     netlink: &mut Netlink,
     present: &[Link],
     mtu: u32,

@@ -63,30 +63,34 @@ impl Objects {
             self.put(vni, Object::Address(address));
         }
         for (&ip, &mac) in &network.neighbours {
-            let link = links.vxlan;
-            self.put(vni, Object::Neighbour(Neighbour { link, ip, mac }));
+            if let Some(link) = links.vxlan {
+                self.put(vni, Object::Neighbour(Neighbour { link, ip, mac }));
+            }
         }
-        let hops = network.places.iter().map(|(&to, place)| match *place {
-            Place::Here => {
-                let link = links.bridge;
-                (to, Hop::Link { link, source })
-            }
-            Place::There {
-                gateway,
-                underlay: remote,
-            } => {
-                let hop = Hop::Tunnel {
-                    link: links.vxlan,
+        let hops = network
+            .places
+            .iter()
+            .filter_map(|(&to, place)| match *place {
+                Place::Here => {
+                    let link = links.bridge;
+                    Some((to, Hop::Link { link, source }))
+                }
+                Place::There {
                     gateway,
-                    source,
-                    vni,
-                    remote,
-                    // On a node with several addresses the others know it by this one.
-                    local: Some(underlay).filter(|own| own.is_ipv4() == remote.is_ipv4()),
-                };
-                (to, hop)
-            }
-        });
+                    underlay: remote,
+                } => {
+                    let hop = Hop::Tunnel {
+                        link: links.vxlan?,
+                        gateway,
+                        source,
+                        vni,
+                        remote,
+                        // On a node with several addresses the others know it by this one.
+                        local: Some(underlay).filter(|own| own.is_ipv4() == remote.is_ipv4()),
+                    };
+                    Some((to, hop))
+                }
+            });
         for (destination, hop) in hops.chain([(ANYWHERE, Hop::Unreachable)]) {
             let route = Route {
                 table,

@@ -11,7 +11,8 @@ use crate::{
     Failure, OverlayError,
     desired::Desired,
     error::Doing,
-    links, names,
+    links::{self, Pair},
+    names,
     netlink::{Link, Netlink, NetlinkError},
     objects::Objects,
 };
@@ -36,9 +37,14 @@ pub(crate) fn upsert(netlink: &mut Netlink, settings: Settings, desired: &Desire
         Err(failure) => return vec![failure],
     };
     for (&vni, network) in &desired.networks {
-        match links::ensure(netlink, &present, settings, vni, network.mac()) {
-            Ok(pair) => wanted.want(settings.underlay, vni, network, pair),
-            Err(error) => failures.push(desired.failure(vni, error)),
+        let mac = network.mac();
+        let mut note = |error| failures.push(desired.failure(vni, error));
+        let bridge = links::ensure_bridge(netlink, &present, settings.mtu, vni, mac);
+        // Also a network that ends at this node is to be kept apart from the others.
+        if let Ok(bridge) = bridge.map_err(&mut note) {
+            let vxlan = links::ensure_vxlan(netlink, &present, settings, vni, mac);
+            let vxlan = vxlan.map_err(&mut note).ok();
+            wanted.want(settings.underlay, vni, network, Pair { bridge, vxlan });
         }
     }
     // After the links: with one that was made anew its routes have gone.

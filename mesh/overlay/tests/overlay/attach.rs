@@ -92,6 +92,25 @@ fn all_or_nothing() -> Result<()> {
 }
 
 #[test]
+fn a_network_that_is_no_longer_asked_for_is_left() -> Result<()> {
+    let mut cluster = Cluster::new("ov", 1)?;
+    cluster.add_network("red", 5001, "10.224.1.0/24");
+    cluster.slice("red", 1, "10.224.1.16/28");
+    cluster.reconcile()?;
+    let on = [("ingress", "10.208.1.2"), ("red", "10.224.1.17")];
+    let task = cluster.task(1, "t1", &on)?;
+    let _other = cluster.task(1, "t2", &[("ingress", "10.208.1.3")])?;
+    let request = cluster.attachment(1, &task, "t1", &on[1..]);
+    cluster.overlays[0].run(move |overlay| overlay.attach(&request))?;
+    let addresses = task.run(["ip", "-br", "addr"])?.stdout;
+    ensure!(!addresses.contains("10.208.1.2"), "{addresses}");
+    ensure!(pings(&task, "10.224.1.16")?);
+    ensure!(cluster.overlays[0].run(Overlay::vanished).is_empty());
+    ensure!(pings(&cluster.nodes[0], "10.208.1.3")?);
+    Ok(())
+}
+
+#[test]
 fn what_cannot_be_attached_is_told() -> Result<()> {
     let cluster = Cluster::new("ov", 1)?;
     cluster.reconcile()?;

@@ -105,6 +105,11 @@ fn someone_elses_vxlan_on_the_port_is_named() -> Result<()> {
             .any(|p| p.contains("flannel.1") && p.contains("--data-path-port")),
         "{problems:?}"
     );
+    // What is on the node itself works, and is kept apart from the rest.
+    let task = cluster.task(1, "t1", &[("ingress", "10.208.1.2")])?;
+    ensure!(pings(&task, "10.208.1.0")? && pings(node, "10.208.1.2")?);
+    let rules = node.run(["ip", "rule"])?.stdout;
+    ensure!(rules.contains("iif ptbr4096"), "{rules}");
     // When it goes, the next pass does what was left.
     node.run(["ip", "link", "del", "flannel.1"])?;
     cluster.reconcile()?;
