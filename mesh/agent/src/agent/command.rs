@@ -36,7 +36,9 @@ impl Runner {
         match command {
             Command::Apply(apply, reply) => drop(reply.send(self.change(|r| r.apply(&apply)))),
             Command::Remove(name, reply) => {
-                drop(reply.send(self.change(|r| r.node.remove(&name, super::now_ms()).map_err(one))));
+                drop(
+                    reply.send(self.change(|r| r.node.remove(&name, super::now_ms()).map_err(one))),
+                );
             }
             Command::AddTask(add, reply) => self.add_task(add, reply),
             Command::Attach(attach, reply) => self.attach(attach, reply),
@@ -62,7 +64,10 @@ impl Runner {
     }
 
     /// Makes a change that counts only once the disk has it.
-    fn change<T>(&mut self, change: impl FnOnce(&mut Self) -> Result<T, Refusal>) -> Result<T, Refusal> {
+    fn change<T>(
+        &mut self,
+        change: impl FnOnce(&mut Self) -> Result<T, Refusal>,
+    ) -> Result<T, Refusal> {
         let result = change(self)?;
         self.node.refresh(super::now_ms());
         if let Err(error) = self.save() {
@@ -85,8 +90,17 @@ impl Runner {
             }
             let hash = hash_of(&text);
             if self.node.state().stack_files.get(&source) != Some(&hash) {
-                let apply = Apply { text, source, name: None, prune: false };
-                self.pending_stacks.push(PendingStack { apply, hash, problems: Vec::new() });
+                let apply = Apply {
+                    text,
+                    source,
+                    name: None,
+                    prune: false,
+                };
+                self.pending_stacks.push(PendingStack {
+                    apply,
+                    hash,
+                    problems: Vec::new(),
+                });
             }
         }
         Ok(())
@@ -106,7 +120,11 @@ impl Runner {
                 }
                 Err(problems) => {
                     if problems != stack.problems {
-                        tracing::warn!(file = stack.apply.source, ?problems, "stack file not applied; it is tried again");
+                        tracing::warn!(
+                            file = stack.apply.source,
+                            ?problems,
+                            "stack file not applied; it is tried again"
+                        );
                     }
                     stack.problems = problems;
                     self.pending_stacks.push(stack);
@@ -116,10 +134,17 @@ impl Runner {
     }
 
     fn add_task(&mut self, add: AddTask, reply: Reply<TaskId>) {
-        let AddTask { service, place, slot, weight } = add;
+        let AddTask {
+            service,
+            place,
+            slot,
+            weight,
+        } = add;
         let result = self.change(|r| {
             let (id, started) = (new_task_id().map_err(|e| vec![e])?, pid_started(&place));
-            r.node.add_task(id.clone(), &service, place, slot, weight, None).map_err(one)?;
+            r.node
+                .add_task(id.clone(), &service, place, slot, weight, None)
+                .map_err(one)?;
             r.node.set_pid_started(&id, started);
             Ok(id)
         });
@@ -134,8 +159,13 @@ impl Runner {
 
     fn attach(&mut self, attach: Attach, reply: Reply<TaskId>) {
         let result = self.change(|r| {
-            let (id, started) = (new_task_id().map_err(|e| vec![e])?, pid_started(&attach.place));
-            r.node.attach(id.clone(), &attach.network, attach.place).map_err(one)?;
+            let (id, started) = (
+                new_task_id().map_err(|e| vec![e])?,
+                pid_started(&attach.place),
+            );
+            r.node
+                .attach(id.clone(), &attach.network, attach.place)
+                .map_err(one)?;
             r.node.set_pid_started(&id, started);
             Ok(id)
         });
@@ -156,26 +186,39 @@ impl Runner {
         let mut applied = self
             .node
             .apply(&stack, apply.prune, now_ms)
-            .map_err(|errors| errors.iter().map(|e| super::with_causes(e)).collect::<Vec<_>>())?;
+            .map_err(|errors| {
+                errors
+                    .iter()
+                    .map(|e| super::with_causes(e))
+                    .collect::<Vec<_>>()
+            })?;
         self.node.refresh(now_ms);
         let file = stack.name.clone().unwrap_or_else(|| apply.source.clone());
-        self.node.set_static_tasks(&file, &stack.tasks, now_ms).map_err(|errors| {
-            errors.iter().map(ToString::to_string).collect::<Vec<_>>()
-        })?;
+        self.node
+            .set_static_tasks(&file, &stack.tasks, now_ms)
+            .map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>())?;
         self.node.refresh(now_ms);
         let snapshot = self.node.snapshot();
         let state = self.node.state();
-        let here = state.tasks.values().filter(|task| task.file.as_deref() == Some(&file));
+        let here = state
+            .tasks
+            .values()
+            .filter(|task| task.file.as_deref() == Some(&file));
         applied.tasks = here
             .filter_map(|task| snapshot.tasks.get(&task.id))
             .map(|view| snapshot.task_name(&view.task))
             .collect();
-        let named = |service: &portolan_model::Service| stack.services.iter().any(|s| s.id == service.id);
+        let named =
+            |service: &portolan_model::Service| stack.services.iter().any(|s| s.id == service.id);
         applied.problems = snapshot
             .services
             .values()
             .filter(|view| named(&view.service))
-            .flat_map(|view| view.problems.iter().map(|p| format!("service {}: {p}", view.service.name)))
+            .flat_map(|view| {
+                view.problems
+                    .iter()
+                    .map(|p| format!("service {}: {p}", view.service.name))
+            })
             .collect();
         Ok(applied)
     }
@@ -209,5 +252,8 @@ fn new_task_id() -> Result<TaskId, String> {
 
 /// The SHA-256 of a text, hexadecimal.
 fn hash_of(text: &str) -> String {
-    Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect()
+    Sha256::digest(text)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }

@@ -7,7 +7,9 @@ use std::{
     time::Duration,
 };
 
-use portolan_model::{HealthCheck, HealthProbe, INGRESS_NETWORK, Protocol, Service, Snapshot, TaskId};
+use portolan_model::{
+    HealthCheck, HealthProbe, INGRESS_NETWORK, Protocol, Service, Snapshot, TaskId,
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -41,7 +43,12 @@ impl HealthChecks {
     /// No checks yet.
     pub(super) fn new() -> Self {
         let (report, found) = mpsc::channel(64);
-        Self { running: BTreeMap::new(), checks: JoinSet::new(), report, found }
+        Self {
+            running: BTreeMap::new(),
+            checks: JoinSet::new(),
+            report,
+            found,
+        }
     }
 
     /// Checks exactly the tasks of this node whose services ask for it.
@@ -92,7 +99,11 @@ impl HealthChecks {
 fn port(service: &Service, probe: &HealthProbe) -> Option<u16> {
     let (HealthProbe::Tcp { port } | HealthProbe::Http { port, .. }) = probe;
     match port {
-        0 => service.ports.iter().find(|p| p.protocol == Protocol::Tcp).map(|p| p.target),
+        0 => service
+            .ports
+            .iter()
+            .find(|p| p.protocol == Protocol::Tcp)
+            .map(|p| p.target),
         port => Some(*port),
     }
 }
@@ -105,8 +116,15 @@ async fn watch(id: TaskId, target: Target, found: mpsc::Sender<(TaskId, bool)>) 
     let (mut healthy, mut run) = (None, (false, 0_u8));
     let mut at = Instant::now();
     loop {
-        let passed = matches!(timeout(patience, probe(target.address, &check.probe)).await, Ok(Ok(true)));
-        run = if run.0 == passed { (passed, run.1.saturating_add(1)) } else { (passed, 1) };
+        let passed = matches!(
+            timeout(patience, probe(target.address, &check.probe)).await,
+            Ok(Ok(true))
+        );
+        run = if run.0 == passed {
+            (passed, run.1.saturating_add(1))
+        } else {
+            (passed, 1)
+        };
         let enough = if passed { check.rise } else { check.fall };
         if run.1 >= enough.max(1) && healthy != Some(passed) {
             healthy = Some(passed);
@@ -122,7 +140,9 @@ async fn watch(id: TaskId, target: Target, found: mpsc::Sender<(TaskId, bool)>) 
 /// Whether the task answers as it should.
 async fn probe(address: SocketAddr, probe: &HealthProbe) -> std::io::Result<bool> {
     let mut stream = TcpStream::connect(address).await?;
-    let HealthProbe::Http { path, status, .. } = probe else { return Ok(true) };
+    let HealthProbe::Http { path, status, .. } = probe else {
+        return Ok(true);
+    };
     let host = match address.ip() {
         IpAddr::V6(ip) => format!("[{ip}]"),
         IpAddr::V4(ip) => ip.to_string(),
@@ -170,7 +190,11 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let check = HealthCheck {
-            probe: HealthProbe::Http { port: address.port(), path: "/".into(), status: 200 },
+            probe: HealthProbe::Http {
+                port: address.port(),
+                path: "/".into(),
+                status: 200,
+            },
             interval_ms: 10,
             timeout_ms: 500,
             rise: 2,

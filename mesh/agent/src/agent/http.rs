@@ -190,7 +190,7 @@ async fn healthz(State(pages): State<Pages>) -> (StatusCode, String) {
 }
 
 async fn readyz(State(pages): State<Pages>) -> (StatusCode, String) {
-    let snapshot = Arc::clone(&pages.shared.snapshots.borrow());
+    let snapshot = pages.shared.snapshot();
     let own = snapshot.nodes.get(&snapshot.me);
     let leaving = own.is_some_and(|node| node.state == NodeState::Leaving);
     let waits = pages.shared.waiting_for();

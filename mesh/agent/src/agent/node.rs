@@ -12,7 +12,8 @@ mod tasks;
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use portolan_model::{
-    Catalog, HealthCheck, NetworkAttach, NodeId, NodeState, Record, Snapshot, Task, TaskId, TaskState,
+    Catalog, HealthCheck, NetworkAttach, NodeId, NodeState, Record, Snapshot, Task, TaskId,
+    TaskState,
 };
 
 pub(super) use tasks::{AttachState, Wanted};
@@ -150,9 +151,19 @@ impl Node {
         });
         let networks = self.state.networks.values().cloned().map(Record::Network);
         let services = self.state.services.values().cloned().map(Record::Service);
-        let tasks = self.state.tasks.values().filter(|task| !self.drained(task, now_ms));
+        let tasks = self
+            .state
+            .tasks
+            .values()
+            .filter(|task| !self.drained(task, now_ms));
         let tasks = tasks.map(|task| Record::Task(self.task_record(task)));
-        [node].into_iter().chain(attaches).chain(networks).chain(services).chain(tasks).collect()
+        [node]
+            .into_iter()
+            .chain(attaches)
+            .chain(networks)
+            .chain(services)
+            .chain(tasks)
+            .collect()
     }
 
     fn rebuild(&mut self, now_ms: u64) {

@@ -55,14 +55,26 @@ pub(super) fn start(
     let thread = std::thread::spawn(move || match Overlay::open(config) {
         Ok(overlay) => {
             drop(ready.send(Ok(())));
-            Worker { overlay, standing, snapshot: None, unfinished: false }.run(&inbox);
+            Worker {
+                overlay,
+                standing,
+                snapshot: None,
+                unfinished: false,
+            }
+            .run(&inbox);
         }
         Err(error) => drop(ready.send(Err(error))),
     });
     if let Ok(Err(error)) = opened.recv() {
         return Err(error);
     }
-    Ok((OverlayHandle { requests, standing: watcher }, thread))
+    Ok((
+        OverlayHandle {
+            requests,
+            standing: watcher,
+        },
+        thread,
+    ))
 }
 
 impl OverlayHandle {
@@ -148,7 +160,13 @@ impl Worker {
         match request {
             Request::Reconcile(_) => {}
             Request::Attach(attachment, reply) => {
-                drop(reply.send(self.overlay.attach(&attachment).map_err(|e| super::with_causes(&e))));
+                drop(
+                    reply.send(
+                        self.overlay
+                            .attach(&attachment)
+                            .map_err(|e| super::with_causes(&e)),
+                    ),
+                );
             }
             Request::Detach(id, reply) => {
                 drop(reply.send(self.overlay.detach(&id).map_err(|e| super::with_causes(&e))));
@@ -156,14 +174,18 @@ impl Worker {
             Request::Clean(reply) => {
                 self.snapshot = None;
                 let cleaned = self.overlay.clean();
-                let worded = |errors: Vec<OverlayError>| errors.iter().map(|e| super::with_causes(e)).collect();
+                let worded = |errors: Vec<OverlayError>| {
+                    errors.iter().map(|e| super::with_causes(e)).collect()
+                };
                 drop(reply.send(cleaned.map_err(worded)));
             }
         }
     }
 
     fn reconcile(&mut self) {
-        let Some(snapshot) = self.snapshot.clone() else { return };
+        let Some(snapshot) = self.snapshot.clone() else {
+            return;
+        };
         let failures = self.overlay.reconcile(&snapshot);
         self.unfinished = !failures.is_empty();
         self.standing.send_modify(|standing| {
@@ -178,8 +200,11 @@ impl Worker {
 
     fn look(&mut self) {
         let vanished: BTreeSet<TaskId> = self.overlay.vanished().into_iter().collect();
-        let (counters, mtu, problems) =
-            (self.overlay.counters(), self.overlay.mtu(), self.overlay.problems());
+        let (counters, mtu, problems) = (
+            self.overlay.counters(),
+            self.overlay.mtu(),
+            self.overlay.problems(),
+        );
         self.standing.send_if_modified(|standing| {
             let before = standing.clone();
             standing.problems.retain(|p| p.starts_with("overlay: "));

@@ -32,8 +32,16 @@ pub(super) fn start<P: DataPlane + Send + 'static>(
     let kind = plane.kind();
     let (requests, inbox) = mpsc::channel();
     let (standing, watcher) = watch::channel(None);
-    let thread = std::thread::spawn(move || run(Reconciler::new(plane, snapshot), &inbox, &standing));
-    (PlaneHandle { kind, requests, standing: watcher }, thread)
+    let thread =
+        std::thread::spawn(move || run(Reconciler::new(plane, snapshot), &inbox, &standing));
+    (
+        PlaneHandle {
+            kind,
+            requests,
+            standing: watcher,
+        },
+        thread,
+    )
 }
 
 impl PlaneHandle {
@@ -92,7 +100,9 @@ fn run<P: DataPlane>(
 ) {
     let mut retry_at: Option<Instant> = None;
     loop {
-        let wait = retry_at.map_or(Duration::from_hours(1), |at| at.saturating_duration_since(Instant::now()));
+        let wait = retry_at.map_or(Duration::from_hours(1), |at| {
+            at.saturating_duration_since(Instant::now())
+        });
         let mut next = match inbox.recv_timeout(wait) {
             Ok(request) => Some(request),
             Err(mpsc::RecvTimeoutError::Timeout) => None,

@@ -121,7 +121,8 @@ impl Runner {
         loop {
             let deadline = self.node.next_deadline_ms();
             let until = deadline.map_or(Duration::from_secs(1), |at| {
-                Duration::from_millis(at.saturating_sub(super::now_ms())).min(Duration::from_secs(1))
+                Duration::from_millis(at.saturating_sub(super::now_ms()))
+                    .min(Duration::from_secs(1))
             });
             tokio::select! {
                 changed = views.changed() => {
@@ -160,7 +161,9 @@ impl Runner {
     fn forget_ended_processes(&mut self) {
         let tasks: Vec<_> = self.node.state().tasks.values().cloned().collect();
         for task in tasks.iter().filter(|task| task.file.is_none()) {
-            if matches!(task.place, Place::Pid(_)) && command::pid_started(&task.place) != task.pid_started {
+            if matches!(task.place, Place::Pid(_))
+                && command::pid_started(&task.place) != task.pid_started
+            {
                 tracing::info!(task = %task.id, "its process is gone");
                 self.node.remove_task(&task.id);
             }
@@ -185,7 +188,9 @@ impl Runner {
         if *self.node.state() == self.saved {
             return Ok(());
         }
-        self.state_dir.save(self.node.state()).map_err(|e| super::with_causes(&e))?;
+        self.state_dir
+            .save(self.node.state())
+            .map_err(|e| super::with_causes(&e))?;
         self.saved = self.node.state().clone();
         Ok(())
     }
@@ -216,18 +221,33 @@ impl Runner {
             self.node.set_synced();
         }
         for (id, owner) in view.owners.iter().filter(|(id, _)| **id != view.me) {
-            if self.owners.get(id).is_some_and(|known| Arc::ptr_eq(known, owner)) {
+            if self
+                .owners
+                .get(id)
+                .is_some_and(|known| Arc::ptr_eq(known, owner))
+            {
                 continue;
             }
-            let records = owner.records.iter().filter_map(|(key, value)| decode(*id, key, value));
+            let records = owner
+                .records
+                .iter()
+                .filter_map(|(key, value)| decode(*id, key, value));
             self.node.catalog().set_owner(*id, owner.visible, records);
         }
-        let gone: Vec<NodeId> =
-            self.owners.keys().filter(|id| !view.owners.contains_key(id)).copied().collect();
+        let gone: Vec<NodeId> = self
+            .owners
+            .keys()
+            .filter(|id| !view.owners.contains_key(id))
+            .copied()
+            .collect();
         for id in gone {
             self.node.catalog().remove_owner(&id);
         }
-        self.owners = view.owners.iter().map(|(id, owner)| (*id, Arc::clone(owner))).collect();
+        self.owners = view
+            .owners
+            .iter()
+            .map(|(id, owner)| (*id, Arc::clone(owner)))
+            .collect();
     }
 
     fn publish(&mut self) {
@@ -278,7 +298,10 @@ impl Runner {
                 (id, Done::Attached(place, result))
             });
         }
-        let gone = self.attached.keys().filter(|id| !wanted.contains_key(id) && !self.busy.contains(id));
+        let gone = self
+            .attached
+            .keys()
+            .filter(|id| !wanted.contains_key(id) && !self.busy.contains(id));
         for id in gone.cloned().collect::<Vec<_>>() {
             self.busy.insert(id.clone());
             let overlay = self.overlay.clone();
@@ -302,7 +325,10 @@ impl Runner {
             }
             Done::Attached(_, Err(error)) => {
                 self.attached.remove(&id);
-                if self.node.set_attached(&id, AttachState::Pending(error.clone())) {
+                if self
+                    .node
+                    .set_attached(&id, AttachState::Pending(error.clone()))
+                {
                     tracing::warn!(task = %id, error, "not attached; it is tried again");
                 }
                 Err(error)
@@ -349,13 +375,20 @@ impl Runner {
     }
 
     fn tell_reasons(&self) {
-        let pending = self.node.attach_states().iter().filter_map(|(id, state)| match state {
-            AttachState::Pending(reason) => Some((id.clone(), reason.clone())),
-            AttachState::Attached => None,
-        });
+        let pending = self
+            .node
+            .attach_states()
+            .iter()
+            .filter_map(|(id, state)| match state {
+                AttachState::Pending(reason) => Some((id.clone(), reason.clone())),
+                AttachState::Attached => None,
+            });
         let stacks = self.pending_stacks.iter().flat_map(|stack| &stack.problems);
         let problems = self.save_problem.iter().chain(stacks).cloned().collect();
-        let reasons = Reasons { tasks: pending.collect(), problems };
+        let reasons = Reasons {
+            tasks: pending.collect(),
+            problems,
+        };
         self.wires.reasons.send_if_modified(|present| {
             let changed = *present != reasons;
             *present = reasons;
@@ -365,7 +398,8 @@ impl Runner {
 }
 
 fn decode(owner: NodeId, key: &[u8], value: &[u8]) -> Option<Record> {
-    let record = RecordKey::decode(key).and_then(|key| key.map(|key| Record::decode(&key, value)).transpose());
+    let record = RecordKey::decode(key)
+        .and_then(|key| key.map(|key| Record::decode(&key, value)).transpose());
     record.unwrap_or_else(|error| {
         tracing::warn!(%owner, error = super::with_causes(&error), "a record that does not parse is passed over");
         None
@@ -386,5 +420,9 @@ fn attachment(id: &TaskId, (place, wanted): &(Place, Vec<Wanted>)) -> Option<Att
         mac: w.mac,
         gateway: w.gateway,
     });
-    Some(Attachment { id: id.clone(), netns, endpoints: endpoints.collect() })
+    Some(Attachment {
+        id: id.clone(),
+        netns,
+        endpoints: endpoints.collect(),
+    })
 }

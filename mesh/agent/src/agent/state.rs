@@ -97,7 +97,9 @@ pub(super) enum StateError {
         source: serde_json::Error,
     },
     /// Written by a later version.
-    #[error("{path} was written by a later version of portolan (format {found}, this one knows {FORMAT}); install that version, or move the file away")]
+    #[error(
+        "{path} was written by a later version of portolan (format {found}, this one knows {FORMAT}); install that version, or move the file away"
+    )]
     Newer { path: PathBuf, found: u32 },
 }
 
@@ -169,7 +171,11 @@ struct FormatOnly {
 
 fn io_error(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StateError {
     let path = path.to_owned();
-    move |source| StateError::Io { operation, path, source }
+    move |source| StateError::Io {
+        operation,
+        path,
+        source,
+    }
 }
 
 #[cfg(test)]
@@ -194,9 +200,18 @@ mod tests {
         let state_dir = StateDir::open(dir.path()).unwrap();
         let path = dir.path().join(FILE);
         fs::write(&path, "{").unwrap();
-        assert!(state_dir.load().unwrap_err().to_string().contains("node.json"));
+        assert!(
+            state_dir
+                .load()
+                .unwrap_err()
+                .to_string()
+                .contains("node.json")
+        );
         fs::write(&path, r#"{"format": 9}"#).unwrap();
-        assert!(matches!(state_dir.load(), Err(StateError::Newer { found: 9, .. })));
+        assert!(matches!(
+            state_dir.load(),
+            Err(StateError::Newer { found: 9, .. })
+        ));
         assert!(path.exists());
     }
 }

@@ -10,7 +10,11 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{command::Command, shared::{LeaveRequest, Shared}, state::StateDir};
+use super::{
+    command::Command,
+    shared::{LeaveRequest, Shared},
+    state::StateDir,
+};
 
 /// How long the parts have to end once they are told.
 const GRACE: Duration = Duration::from_secs(5);
@@ -25,7 +29,11 @@ pub(super) struct Parts {
 impl Parts {
     /// No parts; `ends` tells those that are added to end.
     pub(super) fn new(ends: CancellationToken) -> Self {
-        Self { tasks: JoinSet::new(), names: HashMap::new(), ends }
+        Self {
+            tasks: JoinSet::new(),
+            names: HashMap::new(),
+            ends,
+        }
     }
 
     /// Starts a part.
@@ -54,7 +62,9 @@ impl Parts {
             ended = self.next() => return ended,
         };
         tracing::info!("leaving the cluster");
-        let told_again = async { tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} } };
+        let told_again = async {
+            tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+        };
         tokio::select! {
             () = drain(&shared) => {}
             () = told_again => tracing::info!("told again: not waiting for connections to end"),
@@ -63,7 +73,11 @@ impl Parts {
         shared.gossip.leave().await;
         let left = match request {
             Some(request) => {
-                let failed = if request.clean { clean(&shared).await } else { Vec::new() };
+                let failed = if request.clean {
+                    clean(&shared).await
+                } else {
+                    Vec::new()
+                };
                 Some((request.done, failed))
             }
             None => None,
@@ -79,7 +93,9 @@ impl Parts {
 
     /// The end of the next part, as an error that names it.
     async fn next(&mut self) -> anyhow::Result<()> {
-        let Some(ended) = self.tasks.join_next_with_id().await else { return Ok(()) };
+        let Some(ended) = self.tasks.join_next_with_id().await else {
+            return Ok(());
+        };
         let (id, result) = match ended {
             Ok((id, result)) => (id, result),
             Err(error) => (error.id(), Err(anyhow::anyhow!("it died: {error}"))),

@@ -1,6 +1,6 @@
 //! Requests that change something.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use axum::{
     Json,
@@ -55,7 +55,7 @@ pub(super) async fn remove(
     Body(remove): Body<Remove>,
 ) -> Answer<Removed> {
     let status = {
-        let snapshot = shared.snapshots.borrow();
+        let snapshot = shared.snapshot();
         found(has_named(&snapshot, &remove.name))
     };
     let removed = ask(&shared, |reply| Command::Remove(remove.name, reply)).await?;
@@ -101,7 +101,7 @@ pub(super) async fn attach(
     let status = if matches!(attach.place, Place::Address(_)) {
         StatusCode::BAD_REQUEST
     } else {
-        let snapshot = shared.snapshots.borrow();
+        let snapshot = shared.snapshot();
         found(
             snapshot
                 .networks
@@ -128,7 +128,7 @@ pub(super) async fn drain_task(
     State(shared): State<Shared>,
     Path(name): Path<String>,
 ) -> Answer<TaskRow> {
-    let before = Arc::clone(&shared.snapshots.borrow());
+    let before = shared.snapshot();
     let id = ask(&shared, |reply| Command::DrainTask(name.clone(), reply)).await?;
     let id = id.map_err(|errors| no_task(&before, &name, errors))?;
     shows(&shared, |s| {

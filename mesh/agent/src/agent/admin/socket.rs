@@ -52,7 +52,8 @@ fn make_room(path: &Path) -> anyhow::Result<()> {
         Ok(present) => present,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => {
-            return Err(error).with_context(|| format!("socket: cannot look at {}", path.display()));
+            return Err(error)
+                .with_context(|| format!("socket: cannot look at {}", path.display()));
         }
     };
     if !present.file_type().is_socket() {

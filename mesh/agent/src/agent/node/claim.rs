@@ -1,6 +1,9 @@
 //! Claiming slices, addresses and VIPs, and giving way where an older claim is met.
 
-use std::{net::{IpAddr, Ipv4Addr}, sync::Arc};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    sync::Arc,
+};
 
 use portolan_model::{
     Endpoint, EndpointMode, NetworkName, ServiceId, Slice, Snapshot, TaskId, claims,
@@ -29,11 +32,14 @@ impl Node {
     fn give_way(&mut self, snapshot: &Snapshot) {
         let me = self.identity.id;
         for (network, held) in &mut self.state.slices {
-            let Some(view) = snapshot.networks.get(network) else { continue };
+            let Some(view) = snapshot.networks.get(network) else {
+                continue;
+            };
             let kept = view.slices.get(&me).map_or(&[][..], Vec::as_slice);
             let subnet = view.network.subnet;
             held.slices.retain(|slice| {
-                let inside = subnet.contains(slice.prefix.ip()) && slice.prefix.prefix() >= subnet.prefix();
+                let inside =
+                    subnet.contains(slice.prefix.ip()) && slice.prefix.prefix() >= subnet.prefix();
                 inside && kept.contains(slice)
             });
         }
@@ -44,14 +50,24 @@ impl Node {
         if !self.state.slices.contains_key(network)
             && let Ok(slice) = claims::slice(snapshot, self.identity.id, network, now_ms)
         {
-            self.state.slices.entry(network.clone()).or_default().slices.push(slice);
+            self.state
+                .slices
+                .entry(network.clone())
+                .or_default()
+                .slices
+                .push(slice);
         }
     }
 
     /// Gives a task an address on each of its networks.
     fn claim_addresses(&mut self, snapshot: &Snapshot, id: &TaskId, now_ms: u64) {
-        let Some(task) = self.state.tasks.get(id).cloned() else { return };
-        let service = task.service.as_ref().and_then(|id| snapshot.services.get(id));
+        let Some(task) = self.state.tasks.get(id).cloned() else {
+            return;
+        };
+        let service = task
+            .service
+            .as_ref()
+            .and_then(|id| snapshot.services.get(id));
         let networks = match service {
             Some(view) => view.service.task_networks().collect(),
             None => task.networks.clone(),
@@ -59,7 +75,11 @@ impl Node {
         let mut endpoints = Vec::with_capacity(networks.len());
         for network in &networks {
             if let Place::Address(ip) = task.place {
-                endpoints.push(Endpoint { network: network.clone(), ip, mac: None });
+                endpoints.push(Endpoint {
+                    network: network.clone(),
+                    ip,
+                    mac: None,
+                });
                 continue;
             }
             if !snapshot.networks.contains_key(network) {
@@ -99,7 +119,11 @@ impl Node {
         if let Some(held) = self.state.slices.get_mut(network) {
             held.slices.extend(more);
         }
-        Some(Endpoint { network: network.clone(), ip: ip.into(), mac: Some(mac) })
+        Some(Endpoint {
+            network: network.clone(),
+            ip: ip.into(),
+            mac: Some(mac),
+        })
     }
 
     fn free_address(
@@ -109,9 +133,15 @@ impl Node {
     ) -> Option<((Ipv4Addr, portolan_model::MacAddress), Option<Slice>)> {
         let used = |ip: Ipv4Addr| {
             let taken = self.state.tasks.values().flat_map(|task| &task.endpoints);
-            taken.into_iter().any(|e| e.network == *network && e.ip == IpAddr::V4(ip))
-                || held.first().is_some_and(|first| claims::source_addresses(first).any(|s| s == ip))
-                || held.iter().any(|s| s.prefix.broadcast() == ip && s.prefix.prefix() <= 24)
+            taken
+                .into_iter()
+                .any(|e| e.network == *network && e.ip == IpAddr::V4(ip))
+                || held
+                    .first()
+                    .is_some_and(|first| claims::source_addresses(first).any(|s| s == ip))
+                || held
+                    .iter()
+                    .any(|s| s.prefix.broadcast() == ip && s.prefix.prefix() <= 24)
         };
         claims::task_address(held, &used).map(|free| (free, None))
     }
@@ -126,13 +156,18 @@ impl Node {
             .map(|view| view.service.id.clone())
             .collect();
         for id in mine {
-            let Some(service) = self.state.services.get(&id) else { continue };
+            let Some(service) = self.state.services.get(&id) else {
+                continue;
+            };
             let mut changed = service.clone();
             for place in &mut changed.networks {
                 let wanted = service.endpoint_mode == EndpointMode::Vip;
                 let vip = if !wanted {
                     None
-                } else if place.vip.is_some_and(|vip| keeps_vip(snapshot, &id, &place.name, vip)) {
+                } else if place
+                    .vip
+                    .is_some_and(|vip| keeps_vip(snapshot, &id, &place.name, vip))
+                {
                     place.vip
                 } else {
                     claims::vip(snapshot, &id, &place.name).ok()
@@ -153,7 +188,9 @@ fn keeps_vip(snapshot: &Snapshot, id: &ServiceId, network: &NetworkName, vip: Ip
         // Not declared yet; it may come, and the address with it be right.
         return true;
     };
-    let Some(own) = snapshot.services.get(id) else { return true };
+    let Some(own) = snapshot.services.get(id) else {
+        return true;
+    };
     let older = |other: &portolan_model::Service| {
         (other.created_ms, &other.id) < (own.service.created_ms, &own.service.id)
     };
@@ -161,6 +198,10 @@ fn keeps_vip(snapshot: &Snapshot, id: &ServiceId, network: &NetworkName, vip: Ip
         && !snapshot.services.values().any(|other| {
             other.service.id != *id
                 && older(&other.service)
-                && other.service.networks.iter().any(|n| n.name == *network && n.vip == Some(vip))
+                && other
+                    .service
+                    .networks
+                    .iter()
+                    .any(|n| n.name == *network && n.vip == Some(vip))
         })
 }

@@ -14,18 +14,37 @@ use crate::api::{Applied, Removed};
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum DeclareError {
     #[error("port {published}/{protocol} is already published by service {holder}; publish another one for {service}, or remove {holder} first", published = port.published, protocol = port.protocol)]
-    PortTaken { service: String, port: PublishedPort, holder: String },
-    #[error("network {name}: subnet {subnet} overlaps {other_subnet} of network {other}; give it another one")]
-    SubnetTaken { name: String, subnet: String, other: String, other_subnet: String },
-    #[error("network {name} has subnet {present}, and a network in use cannot change to {wanted}; remove it first (`portolan rm {name}`)")]
-    SubnetFixed { name: String, present: String, wanted: String },
+    PortTaken {
+        service: String,
+        port: PublishedPort,
+        holder: String,
+    },
+    #[error(
+        "network {name}: subnet {subnet} overlaps {other_subnet} of network {other}; give it another one"
+    )]
+    SubnetTaken {
+        name: String,
+        subnet: String,
+        other: String,
+        other_subnet: String,
+    },
+    #[error(
+        "network {name} has subnet {present}, and a network in use cannot change to {wanted}; remove it first (`portolan rm {name}`)"
+    )]
+    SubnetFixed {
+        name: String,
+        present: String,
+        wanted: String,
+    },
     #[error("network {0} is external and not declared yet; apply the stack that declares it first")]
     NoExternal(String),
     #[error("network {network} is still used by {user}; remove that first")]
     NetworkUsed { network: String, user: String },
     #[error("network {0} is built in")]
     BuiltIn(String),
-    #[error("there is no stack, service or network '{0}'; `portolan services` and `portolan networks` list them")]
+    #[error(
+        "there is no stack, service or network '{0}'; `portolan services` and `portolan networks` list them"
+    )]
     Unknown(String),
     #[error(transparent)]
     Exhausted(#[from] claims::Exhausted),
@@ -36,12 +55,22 @@ pub(crate) enum DeclareError {
 impl Node {
     /// Declares the networks and services of a stack; what is declared alike already keeps its version,
     /// its VIPs and the ports that were chosen for it. All or nothing.
-    pub(crate) fn apply(&mut self, stack: &Stack, prune: bool, now_ms: u64) -> Result<Applied, Vec<DeclareError>> {
+    pub(crate) fn apply(
+        &mut self,
+        stack: &Stack,
+        prune: bool,
+        now_ms: u64,
+    ) -> Result<Applied, Vec<DeclareError>> {
         let before = self.state.clone();
-        let mut applied = Applied { ignored: stack.ignored.clone(), ..Applied::default() };
+        let mut applied = Applied {
+            ignored: stack.ignored.clone(),
+            ..Applied::default()
+        };
         let mut errors = Vec::new();
         for network in &stack.networks {
-            if let Err(error) = self.apply_network(network, stack.name.as_deref(), now_ms, &mut applied) {
+            if let Err(error) =
+                self.apply_network(network, stack.name.as_deref(), now_ms, &mut applied)
+            {
                 errors.push(error);
             }
             self.rebuild(now_ms);
@@ -81,7 +110,11 @@ impl Node {
         if services.is_empty() && networks.is_empty() {
             if let Some(view) = snapshot.find_service(name) {
                 services.push(Arc::clone(&view.service));
-            } else if let Some(view) = snapshot.networks.values().find(|v| v.network.name.as_str() == name) {
+            } else if let Some(view) = snapshot
+                .networks
+                .values()
+                .find(|v| v.network.name.as_str() == name)
+            {
                 if view.network.name == portolan_model::NetworkName::ingress() {
                     return Err(DeclareError::BuiltIn(name.to_owned()));
                 }
@@ -92,7 +125,10 @@ impl Node {
         }
         for network in &networks {
             if let Some(user) = user_of(&snapshot, network, &services) {
-                return Err(DeclareError::NetworkUsed { network: network.name.to_string(), user });
+                return Err(DeclareError::NetworkUsed {
+                    network: network.name.to_string(),
+                    user,
+                });
             }
         }
         let removed = Removed {
@@ -109,25 +145,43 @@ impl Node {
     }
 
     fn remove_service(&mut self, service: &Service, now_ms: u64) {
-        let gone = Service { removed: true, spec_version: service.spec_version + 1, ..service.clone() };
-        self.state.removals.insert(format!("service {}", gone.id), now_ms);
-        self.state.tasks.retain(|_, task| task.service.as_ref() != Some(&gone.id));
+        let gone = Service {
+            removed: true,
+            spec_version: service.spec_version + 1,
+            ..service.clone()
+        };
+        self.state
+            .removals
+            .insert(format!("service {}", gone.id), now_ms);
+        self.state
+            .tasks
+            .retain(|_, task| task.service.as_ref() != Some(&gone.id));
         self.state.services.insert(gone.id.clone(), gone);
     }
 
     fn remove_network(&mut self, network: &Network, now_ms: u64) {
-        let gone = Network { removed: true, spec_version: network.spec_version + 1, ..network.clone() };
-        self.state.removals.insert(format!("network {}", gone.name), now_ms);
+        let gone = Network {
+            removed: true,
+            spec_version: network.spec_version + 1,
+            ..network.clone()
+        };
+        self.state
+            .removals
+            .insert(format!("network {}", gone.name), now_ms);
         self.state.networks.insert(gone.name.clone(), gone);
     }
 
     fn prune(&mut self, stack: &Stack, now_ms: u64, applied: &mut Applied) {
-        let Some(name) = stack.name.as_deref() else { return };
+        let Some(name) = stack.name.as_deref() else {
+            return;
+        };
         let snapshot = Arc::clone(&self.snapshot);
         let mut gone = Vec::new();
         for view in snapshot.services.values() {
             let service = &view.service;
-            if service.stack.as_deref() == Some(name) && stack.services.iter().all(|s| s.id != service.id) {
+            if service.stack.as_deref() == Some(name)
+                && stack.services.iter().all(|s| s.id != service.id)
+            {
                 applied.removed.push(format!("service {}", service.name));
                 gone.push(Arc::clone(service));
                 self.remove_service(service, now_ms);
@@ -136,7 +190,10 @@ impl Node {
         for view in snapshot.networks.values() {
             let network = &view.network;
             let kept = stack.networks.iter().any(|n| n.name == network.name);
-            if network.stack.as_deref() == Some(name) && !kept && user_of(&snapshot, network, &gone).is_none() {
+            if network.stack.as_deref() == Some(name)
+                && !kept
+                && user_of(&snapshot, network, &gone).is_none()
+            {
                 applied.removed.push(format!("network {}", network.name));
                 self.remove_network(network, now_ms);
             }
@@ -172,7 +229,10 @@ impl Node {
             (None, None) => claims::subnet(&snapshot, &wanted.name)?,
         };
         let others = snapshot.networks.values().map(|view| &view.network);
-        if let Some(other) = others.into_iter().find(|n| n.name != wanted.name && n.subnet.overlaps(subnet)) {
+        if let Some(other) = others
+            .into_iter()
+            .find(|n| n.name != wanted.name && n.subnet.overlaps(subnet))
+        {
             return Err(DeclareError::SubnetTaken {
                 name: wanted.name.to_string(),
                 subnet: subnet.to_string(),
@@ -199,11 +259,17 @@ impl Node {
             _ => {
                 network.spec_version += 1;
                 Record::Network(network.clone()).encode()?;
-                let list = if present.is_some() { &mut applied.updated } else { &mut applied.created };
+                let list = if present.is_some() {
+                    &mut applied.updated
+                } else {
+                    &mut applied.created
+                };
                 list.push(name);
             }
         }
-        self.state.removals.remove(&format!("network {}", network.name));
+        self.state
+            .removals
+            .remove(&format!("network {}", network.name));
         self.state.networks.insert(network.name.clone(), network);
         Ok(())
     }
@@ -216,7 +282,10 @@ impl Node {
         errors: &mut Vec<DeclareError>,
     ) {
         let snapshot = Arc::clone(&self.snapshot);
-        let present = snapshot.services.get(&wanted.id).map(|view| Arc::clone(&view.service));
+        let present = snapshot
+            .services
+            .get(&wanted.id)
+            .map(|view| Arc::clone(&view.service));
         let removed = snapshot.removed_services.get(&wanted.id).cloned();
         let base = present.clone().or(removed);
         let mut service = Service {
@@ -235,8 +304,13 @@ impl Node {
             Err(error) => errors.push(error.into()),
         }
         for port in &service.ports {
-            let others = snapshot.services.values().filter(|view| view.service.id != wanted.id);
-            let holder = others.into_iter().find(|v| v.ports.iter().any(|other| other.conflicts(port)));
+            let others = snapshot
+                .services
+                .values()
+                .filter(|view| view.service.id != wanted.id);
+            let holder = others
+                .into_iter()
+                .find(|v| v.ports.iter().any(|other| other.conflicts(port)));
             if let Some(holder) = holder {
                 errors.push(DeclareError::PortTaken {
                     service: wanted.name.clone(),
@@ -246,8 +320,14 @@ impl Node {
             }
         }
         let name = format!("service {}", service.name);
-        let chosen = wanted.ports.iter().zip(&service.ports).filter(|(wanted, _)| wanted.published == 0);
-        applied.chosen_ports.extend(chosen.map(|(_, port)| format!("{}: {port}", service.name)));
+        let chosen = wanted
+            .ports
+            .iter()
+            .zip(&service.ports)
+            .filter(|(wanted, _)| wanted.published == 0);
+        applied
+            .chosen_ports
+            .extend(chosen.map(|(_, port)| format!("{}: {port}", service.name)));
         if present.as_deref() == Some(&service) {
             applied.unchanged.push(name);
         } else {
@@ -255,10 +335,16 @@ impl Node {
             if let Err(error) = Record::Service(service.clone()).encode() {
                 errors.push(error.into());
             }
-            let list = if present.is_some() { &mut applied.updated } else { &mut applied.created };
+            let list = if present.is_some() {
+                &mut applied.updated
+            } else {
+                &mut applied.created
+            };
             list.push(name);
         }
-        self.state.removals.remove(&format!("service {}", service.id));
+        self.state
+            .removals
+            .remove(&format!("service {}", service.id));
         self.state.services.insert(service.id.clone(), service);
     }
 }
@@ -274,7 +360,11 @@ fn vip(
         return Ok(None);
     }
     let before = present.into_iter().flat_map(|s| &s.networks);
-    match before.into_iter().find(|n| n.name == place.name).and_then(|n| n.vip) {
+    match before
+        .into_iter()
+        .find(|n| n.name == place.name)
+        .and_then(|n| n.vip)
+    {
         Some(vip) => Ok(Some(vip)),
         None => claims::vip(snapshot, &wanted.id, &place.name).map(Some),
     }
@@ -297,7 +387,11 @@ fn ports(
                 return Ok(*port);
             }
             let same = |old: &PublishedPort| {
-                PublishedPort { published: 0, ..*old } == *port && claims::PORT_RANGE.contains(&old.published)
+                PublishedPort {
+                    published: 0,
+                    ..*old
+                } == *port
+                    && claims::PORT_RANGE.contains(&old.published)
             };
             let published = match before.iter().position(same) {
                 Some(at) => before.swap_remove(at).published,
@@ -320,7 +414,8 @@ fn user_of(snapshot: &Snapshot, network: &Network, going: &[Arc<Service>]) -> Op
     service.map(|s| format!("service {}", s.name)).or_else(|| {
         let tasks = snapshot.tasks.values().map(|view| &view.task);
         let task = tasks.into_iter().find(|task| {
-            task.service.as_ref().is_none_or(|id| !going(id)) && task.endpoint(network.name.as_str()).is_some()
+            task.service.as_ref().is_none_or(|id| !going(id))
+                && task.endpoint(network.name.as_str()).is_some()
         })?;
         Some(format!("task {}", snapshot.task_name(task)))
     })

@@ -20,7 +20,12 @@ impl Node {
             .state
             .services
             .keys()
-            .chain(self.state.tasks.values().filter_map(|task| task.service.as_ref()))
+            .chain(
+                self.state
+                    .tasks
+                    .values()
+                    .filter_map(|task| task.service.as_ref()),
+            )
             .cloned()
             .collect();
         for id in services {
@@ -32,8 +37,13 @@ impl Node {
                 self.state.services.insert(id.clone(), (**winner).clone());
             }
             if winner.removed {
-                self.state.removals.entry(format!("service {id}")).or_insert(now_ms);
-                self.state.tasks.retain(|_, task| task.service.as_ref() != Some(&id));
+                self.state
+                    .removals
+                    .entry(format!("service {id}"))
+                    .or_insert(now_ms);
+                self.state
+                    .tasks
+                    .retain(|_, task| task.service.as_ref() != Some(&id));
             }
         }
         let networks: BTreeSet<NetworkName> = self
@@ -44,7 +54,10 @@ impl Node {
             .cloned()
             .collect();
         for name in networks {
-            let alive = snapshot.networks.get(&name).filter(|view| !view.declared_by.is_empty());
+            let alive = snapshot
+                .networks
+                .get(&name)
+                .filter(|view| !view.declared_by.is_empty());
             let removed = snapshot.removed_networks.get(&name);
             let Some(winner) = alive.map(|view| &view.network).or(removed) else {
                 continue;
@@ -53,7 +66,10 @@ impl Node {
                 self.state.networks.insert(name.clone(), (**winner).clone());
             }
             if winner.removed {
-                self.state.removals.entry(format!("network {name}")).or_insert(now_ms);
+                self.state
+                    .removals
+                    .entry(format!("network {name}"))
+                    .or_insert(now_ms);
                 self.state.slices.remove(&name);
             }
         }
@@ -63,25 +79,36 @@ impl Node {
 
     /// Removes tasks whose drain is over, removals that everyone knows, and slices that no one needs.
     pub(super) fn expire(&mut self, now_ms: u64) {
-        self.state.tasks.retain(|_, task| task.drain_until_ms.is_none_or(|until| now_ms < until));
+        self.state
+            .tasks
+            .retain(|_, task| task.drain_until_ms.is_none_or(|until| now_ms < until));
         let me = self.identity.id;
-        let over = |since: Option<&u64>| since.is_none_or(|since| since + KEEP_REMOVAL_MS <= now_ms);
+        let over =
+            |since: Option<&u64>| since.is_none_or(|since| since + KEEP_REMOVAL_MS <= now_ms);
         let (removals, catalog) = (&self.state.removals, &self.catalog);
         self.state.services.retain(|id, service| {
             !service.removed
                 || !over(removals.get(&format!("service {id}")))
                 || catalog.repeats_older_service(me, id, service.spec_version)
         });
-        self.state
-            .networks
-            .retain(|name, network| !network.removed || !over(removals.get(&format!("network {name}"))));
+        self.state.networks.retain(|name, network| {
+            !network.removed || !over(removals.get(&format!("network {name}")))
+        });
         let (services, networks) = (&self.state.services, &self.state.networks);
         self.state.removals.retain(|key, _| {
-            services.values().any(|s| s.removed && *key == format!("service {}", s.id))
-                || networks.values().any(|n| n.removed && *key == format!("network {}", n.name))
+            services
+                .values()
+                .any(|s| s.removed && *key == format!("service {}", s.id))
+                || networks
+                    .values()
+                    .any(|n| n.removed && *key == format!("network {}", n.name))
         });
-        let used: BTreeSet<&NetworkName> =
-            self.state.tasks.values().flat_map(|task| &task.networks).collect();
+        let used: BTreeSet<&NetworkName> = self
+            .state
+            .tasks
+            .values()
+            .flat_map(|task| &task.networks)
+            .collect();
         self.state.slices.retain(|network, held| {
             if used.contains(network) || *network == NetworkName::ingress() {
                 held.unused_since_ms = None;
@@ -93,8 +120,16 @@ impl Node {
 
     /// Every moment at which something is over.
     pub(super) fn deadlines(&self) -> impl Iterator<Item = u64> + '_ {
-        let drains = self.state.tasks.values().filter_map(|task| task.drain_until_ms);
-        let removals = self.state.removals.values().map(|since| since + KEEP_REMOVAL_MS);
+        let drains = self
+            .state
+            .tasks
+            .values()
+            .filter_map(|task| task.drain_until_ms);
+        let removals = self
+            .state
+            .removals
+            .values()
+            .map(|since| since + KEEP_REMOVAL_MS);
         let slices = self.state.slices.values();
         let slices = slices.filter_map(|held| Some(held.unused_since_ms? + KEEP_SLICE_MS));
         let tasks = self.state.tasks.values();

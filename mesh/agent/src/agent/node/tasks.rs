@@ -35,9 +35,13 @@ pub(crate) struct Wanted {
 /// Why a task cannot be what was asked. Nothing changed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum TaskError {
-    #[error("there is no service '{0}'; `portolan services` lists them, `portolan apply` declares one")]
+    #[error(
+        "there is no service '{0}'; `portolan services` lists them, `portolan apply` declares one"
+    )]
     NoService(String),
-    #[error("there is no network '{0}'; `portolan networks` lists them, `portolan apply` declares one")]
+    #[error(
+        "there is no network '{0}'; `portolan networks` lists them, `portolan apply` declares one"
+    )]
     NoNetwork(String),
     #[error("there is no task '{0}' on this node; `portolan tasks` shows where each one runs")]
     NoTask(String),
@@ -45,9 +49,17 @@ pub(crate) enum TaskError {
     Ambiguous(String),
     #[error("task {task} already is in {place}")]
     PlaceTaken { task: TaskId, place: String },
-    #[error("slot {slot} of service {service} is taken by task {task} on this node; remove that one first or leave --slot out")]
-    SlotTaken { slot: u32, service: String, task: TaskId },
-    #[error("{0} is an address of this machine alone; give one that every node can reach, such as the node's own")]
+    #[error(
+        "slot {slot} of service {service} is taken by task {task} on this node; remove that one first or leave --slot out"
+    )]
+    SlotTaken {
+        slot: u32,
+        service: String,
+        task: TaskId,
+    },
+    #[error(
+        "{0} is an address of this machine alone; give one that every node can reach, such as the node's own"
+    )]
     Loopback(IpAddr),
     #[error("{0} is no address of a task")]
     NoAddress(IpAddr),
@@ -77,10 +89,16 @@ impl Node {
         let slot = match slot {
             Some(slot) => {
                 let holder = self.state.tasks.values().find(|t| {
-                    t.service.as_ref() == Some(&service.id) && t.slot == slot && t.drain_until_ms.is_none()
+                    t.service.as_ref() == Some(&service.id)
+                        && t.slot == slot
+                        && t.drain_until_ms.is_none()
                 });
                 if let Some(holder) = holder {
-                    return Err(TaskError::SlotTaken { slot, service: service.name.clone(), task: holder.id.clone() });
+                    return Err(TaskError::SlotTaken {
+                        slot,
+                        service: service.name.clone(),
+                        task: holder.id.clone(),
+                    });
                 }
                 slot
             }
@@ -105,7 +123,12 @@ impl Node {
     }
 
     /// Puts a namespace on a network without making it a task.
-    pub(crate) fn attach(&mut self, id: TaskId, network: &str, place: Place) -> Result<(), TaskError> {
+    pub(crate) fn attach(
+        &mut self,
+        id: TaskId,
+        network: &str,
+        place: Place,
+    ) -> Result<(), TaskError> {
         let name = self
             .snapshot
             .networks
@@ -116,11 +139,16 @@ impl Node {
         if matches!(place, Place::Address(_)) {
             return Err(TaskError::AttachAddress);
         }
-        let there = self.state.tasks.values().find(|t| {
-            t.service.is_none() && t.place == place && t.networks.contains(&name)
-        });
+        let there = self
+            .state
+            .tasks
+            .values()
+            .find(|t| t.service.is_none() && t.place == place && t.networks.contains(&name));
         if let Some(task) = there {
-            return Err(TaskError::PlaceTaken { task: task.id.clone(), place: describe(&place) });
+            return Err(TaskError::PlaceTaken {
+                task: task.id.clone(),
+                place: describe(&place),
+            });
         }
         let task = LocalTask {
             id: id.clone(),
@@ -172,14 +200,25 @@ impl Node {
                 errors.push(error);
             }
         }
-        let over = self.state.tasks.values().filter(|t| t.file.as_deref() == Some(file));
-        let over: Vec<TaskId> = over.map(|t| t.id.clone()).filter(|id| !kept.contains(id)).collect();
+        let over = self
+            .state
+            .tasks
+            .values()
+            .filter(|t| t.file.as_deref() == Some(file));
+        let over: Vec<TaskId> = over
+            .map(|t| t.id.clone())
+            .filter(|id| !kept.contains(id))
+            .collect();
         for id in over {
             if let Err(error) = self.drain_task(&id, now_ms) {
                 errors.push(error);
             }
         }
-        if errors.is_empty() { Ok(()) } else { Err(errors) }
+        if errors.is_empty() {
+            Ok(())
+        } else {
+            Err(errors)
+        }
     }
 
     /// Why a task has no addresses, in the words of a user.
@@ -187,14 +226,18 @@ impl Node {
         let Some(task) = self.state.tasks.get(id) else {
             return TaskError::NoTask(id.to_string()).to_string();
         };
-        let missing = task.networks.iter().find(|n| task.endpoints.iter().all(|e| e.network != **n));
+        let missing = task
+            .networks
+            .iter()
+            .find(|n| task.endpoints.iter().all(|e| e.network != **n));
         match missing {
             Some(network) => match claims::slice(&self.snapshot, self.identity.id, network, 0) {
                 Err(error) => error.to_string(),
                 Ok(_) => format!("network {network} has no free address on this node"),
             },
             None if task.networks.is_empty() => {
-                "the service is on no network and publishes no port; there is nothing to attach to".to_owned()
+                "the service is on no network and publishes no port; there is nothing to attach to"
+                    .to_owned()
             }
             None => "this node has no place on the network yet; try again".to_owned(),
         }
@@ -208,12 +251,15 @@ impl Node {
     /// Begins a task's drain; at its end the task is removed.
     pub(crate) fn drain_task(&mut self, id: &TaskId, now_ms: u64) -> Result<(), TaskError> {
         let drain_ms = match self.state.tasks.get(id) {
-            Some(task) if task.service.is_none() => return Err(TaskError::NotDrainable(id.clone())),
+            Some(task) if task.service.is_none() => {
+                return Err(TaskError::NotDrainable(id.clone()));
+            }
             Some(task) => self.drain_ms(task),
             None => return Err(TaskError::NoTask(id.to_string())),
         };
         if let Some(task) = self.state.tasks.get_mut(id) {
-            task.drain_until_ms.get_or_insert(now_ms + u64::from(drain_ms));
+            task.drain_until_ms
+                .get_or_insert(now_ms + u64::from(drain_ms));
         }
         Ok(())
     }
@@ -243,8 +289,11 @@ impl Node {
         let attachable = tasks.filter(|task| !matches!(task.place, Place::Address(_)));
         attachable
             .filter_map(|task| {
-                let wanted: Option<Vec<Wanted>> =
-                    task.endpoints.iter().map(|endpoint| self.wanted(endpoint)).collect();
+                let wanted: Option<Vec<Wanted>> = task
+                    .endpoints
+                    .iter()
+                    .map(|endpoint| self.wanted(endpoint))
+                    .collect();
                 let wanted = wanted.filter(|w| !w.is_empty() && w.len() == task.networks.len())?;
                 Some((task.id.clone(), (task.place.clone(), wanted)))
             })
@@ -253,7 +302,9 @@ impl Node {
 
     fn wanted(&self, endpoint: &Endpoint) -> Option<Wanted> {
         let view = self.snapshot.networks.get(&endpoint.network)?;
-        let IpAddr::V4(address) = endpoint.ip else { return None };
+        let IpAddr::V4(address) = endpoint.ip else {
+            return None;
+        };
         Some(Wanted {
             network: endpoint.network.clone(),
             vni: view.network.vni,
@@ -295,7 +346,11 @@ impl Node {
     /// Takes note that a task's namespace is gone: a task of a stack file waits for it to come again,
     /// any other goes with it.
     pub(crate) fn namespace_gone(&mut self, id: &TaskId) {
-        let waits = self.state.tasks.get(id).is_some_and(|task| task.file.is_some());
+        let waits = self
+            .state
+            .tasks
+            .get(id)
+            .is_some_and(|task| task.file.is_some());
         if waits {
             let reason = "its network namespace is gone".to_owned();
             self.attach.insert(id.clone(), AttachState::Pending(reason));
@@ -306,13 +361,20 @@ impl Node {
 
     /// How long a task keeps its flows while it drains.
     pub(super) fn drain_ms(&self, task: &LocalTask) -> u32 {
-        let view = task.service.as_ref().and_then(|id| self.snapshot.services.get(id));
+        let view = task
+            .service
+            .as_ref()
+            .and_then(|id| self.snapshot.services.get(id));
         view.map_or(Service::DEFAULT_DRAIN_MS, |view| view.service.drain_ms)
     }
 
     /// The longest drain of all tasks of this node, and 0 if it has none.
     pub(crate) fn longest_drain_ms(&self) -> u32 {
-        let tasks = self.state.tasks.values().filter(|task| task.service.is_some());
+        let tasks = self
+            .state
+            .tasks
+            .values()
+            .filter(|task| task.service.is_some());
         tasks.map(|task| self.drain_ms(task)).max().unwrap_or(0)
     }
 
@@ -336,16 +398,26 @@ impl Node {
             t.place == *place && t.service.as_ref() == Some(service) && t.drain_until_ms.is_none()
         });
         match there {
-            Some(task) => Err(TaskError::PlaceTaken { task: task.id.clone(), place: describe(place) }),
+            Some(task) => Err(TaskError::PlaceTaken {
+                task: task.id.clone(),
+                place: describe(place),
+            }),
             None => Ok(()),
         }
     }
 
     fn free_slot(&self, service: &ServiceId) -> u32 {
         let elsewhere = self.snapshot.tasks_of(service).map(|view| view.task.slot);
-        let here = self.state.tasks.values().filter(|t| t.service.as_ref() == Some(service));
-        let taken: std::collections::BTreeSet<u32> = elsewhere.chain(here.map(|t| t.slot)).collect();
-        (1..u32::MAX).find(|slot| !taken.contains(slot)).unwrap_or(u32::MAX)
+        let here = self
+            .state
+            .tasks
+            .values()
+            .filter(|t| t.service.as_ref() == Some(service));
+        let taken: std::collections::BTreeSet<u32> =
+            elsewhere.chain(here.map(|t| t.slot)).collect();
+        (1..u32::MAX)
+            .find(|slot| !taken.contains(slot))
+            .unwrap_or(u32::MAX)
     }
 }
 
@@ -361,7 +433,11 @@ pub(crate) fn describe(place: &Place) -> String {
 /// The identity of a task of a stack file: the same at every start.
 fn static_id(file: &str, service: &ServiceId, place: &Place) -> TaskId {
     let digest = Sha256::digest(format!("{file}\0{service}\0{}", describe(place)));
-    let hex: String = digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect();
+    let hex: String = digest
+        .iter()
+        .take(6)
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
     #[expect(clippy::expect_used, reason = "twelve hexadecimal digits are a name")]
     hex.parse().expect("a name")
 }

@@ -24,7 +24,10 @@ fn node(name: &str) -> Node {
 /// Gives each node the records of the others, until nothing changes any more.
 fn exchange(nodes: &mut [Node], now_ms: u64) {
     for _ in 0..4 {
-        let records: Vec<_> = nodes.iter().map(|n| (n.identity.id, n.records(now_ms))).collect();
+        let records: Vec<_> = nodes
+            .iter()
+            .map(|n| (n.identity.id, n.records(now_ms)))
+            .collect();
         for node in nodes.iter_mut() {
             let me = node.identity.id;
             for (id, records) in records.iter().filter(|(id, _)| *id != me) {
@@ -49,7 +52,11 @@ fn stack(services: &[(&str, u16)]) -> Stack {
     let services = services.iter().map(|(name, published)| {
         let mut service = Service::new(name.parse().unwrap());
         service.ports = vec![PublishedPort::new(*published, 80, Protocol::Tcp)];
-        service.networks = vec![ServiceNetwork { name: "app".parse().unwrap(), aliases: vec![], vip: None }];
+        service.networks = vec![ServiceNetwork {
+            name: "app".parse().unwrap(),
+            aliases: vec![],
+            vip: None,
+        }];
         service.stack = Some("shop".to_owned());
         service
     });
@@ -64,7 +71,8 @@ fn stack(services: &[(&str, u16)]) -> Stack {
 
 fn add(node: &mut Node, id: &str, service: &str) {
     let place = Place::Netns(format!("/run/netns/{id}").into());
-    node.add_task(id.parse().unwrap(), service, place, None, None, None).unwrap();
+    node.add_task(id.parse().unwrap(), service, place, None, None, None)
+        .unwrap();
     node.refresh(NOW);
     node.set_attached(&id.parse().unwrap(), AttachState::Attached);
     node.refresh(NOW);
@@ -88,7 +96,9 @@ fn applying_again_changes_nothing_and_a_change_keeps_what_was_chosen() {
     assert_eq!(again.unchanged, ["network app", "service web"]);
 
     let mut changed = stack(&[("web", 0)]);
-    changed.services[0].ports.push(PublishedPort::new(8080, 81, Protocol::Tcp));
+    changed.services[0]
+        .ports
+        .push(PublishedPort::new(8080, 81, Protocol::Tcp));
     let updated = node.apply(&changed, false, NOW + 9).unwrap();
     node.refresh(NOW + 9);
     assert_eq!(updated.updated, ["service web"]);
@@ -104,10 +114,15 @@ fn a_port_that_is_taken_refuses_the_whole_stack() {
     node.apply(&stack(&[("web", 8080)]), false, NOW).unwrap();
     node.refresh(NOW);
     let before = node.state().clone();
-    let errors = node.apply(&stack(&[("fine", 8081), ("late", 8080)]), false, NOW).unwrap_err();
+    let errors = node
+        .apply(&stack(&[("fine", 8081), ("late", 8080)]), false, NOW)
+        .unwrap_err();
     assert_eq!(errors.len(), 1);
     let text = errors[0].to_string();
-    assert!(text.contains("port 8080/tcp is already published by service web"), "{text}");
+    assert!(
+        text.contains("port 8080/tcp is already published by service web"),
+        "{text}"
+    );
     assert_eq!(*node.state(), before);
 }
 
@@ -120,13 +135,22 @@ fn a_task_gets_an_address_on_each_network_and_keeps_it() {
     add(&mut node, "t2", "web");
     let snapshot = node.snapshot().clone();
     let view = &snapshot.tasks[&"t1".parse().unwrap()];
-    let networks: Vec<&str> = view.task.endpoints.iter().map(|e| e.network.as_str()).collect();
+    let networks: Vec<&str> = view
+        .task
+        .endpoints
+        .iter()
+        .map(|e| e.network.as_str())
+        .collect();
     assert_eq!(networks, ["ingress", "app"]);
     assert_eq!(view.state, TaskState::Healthy);
     assert_eq!(snapshot.tasks[&"t2".parse().unwrap()].task.slot, 2);
     let wanted = node.wanted_attachments();
     let (_, wanted) = &wanted[&"t1".parse().unwrap()];
-    assert!(wanted.iter().all(|w| w.subnet.contains(w.address) && w.address != w.gateway));
+    assert!(
+        wanted
+            .iter()
+            .all(|w| w.subnet.contains(w.address) && w.address != w.gateway)
+    );
     // The same node, started again from what it remembers.
     let mut again = Node::new(node.identity.clone(), node.state().clone());
     again.refresh(NOW + 1);
@@ -137,7 +161,9 @@ fn a_task_gets_an_address_on_each_network_and_keeps_it() {
 fn a_service_outlives_the_node_that_declared_it_and_a_removal_reaches_all() {
     let mut nodes = [node("n1"), node("n2")];
     exchange(&mut nodes, NOW);
-    nodes[0].apply(&stack(&[("web", 8080)]), false, NOW).unwrap();
+    nodes[0]
+        .apply(&stack(&[("web", 8080)]), false, NOW)
+        .unwrap();
     exchange(&mut nodes, NOW);
     add(&mut nodes[1], "t1", "web");
     exchange(&mut nodes, NOW);
@@ -157,7 +183,11 @@ fn a_service_outlives_the_node_that_declared_it_and_a_removal_reaches_all() {
     // What was removed is forgotten once everyone had the time to hear of it.
     exchange(&mut nodes, NOW + 11 * 60 * 1000);
     exchange(&mut nodes, NOW + 11 * 60 * 1000);
-    assert!(nodes.iter().all(|n| n.state().services.is_empty() && n.state().networks.is_empty()));
+    assert!(
+        nodes
+            .iter()
+            .all(|n| n.state().services.is_empty() && n.state().networks.is_empty())
+    );
 }
 
 #[test]
@@ -167,8 +197,10 @@ fn a_contested_slice_is_given_up_by_the_later_claim_and_its_tasks_move() {
     let ingress = NetworkName::ingress();
     let theirs = nodes[1].state().slices[&ingress].slices[0];
     let id = nodes[0].identity.id;
-    nodes[0].state.slices.get_mut(&ingress).unwrap().slices =
-        vec![portolan_model::Slice { claimed_ms: theirs.claimed_ms + 1, ..theirs }];
+    nodes[0].state.slices.get_mut(&ingress).unwrap().slices = vec![portolan_model::Slice {
+        claimed_ms: theirs.claimed_ms + 1,
+        ..theirs
+    }];
     exchange(&mut nodes, NOW + 2);
     for node in &nodes {
         let view = &node.snapshot().networks[&ingress];
@@ -181,11 +213,27 @@ fn a_contested_slice_is_given_up_by_the_later_claim_and_its_tasks_move() {
 fn two_services_that_chose_one_vip_part_again() {
     let mut nodes = [node("n1"), node("n2")];
     exchange(&mut nodes, NOW);
-    nodes[0].apply(&stack(&[("web", 8080)]), false, NOW).unwrap();
+    nodes[0]
+        .apply(&stack(&[("web", 8080)]), false, NOW)
+        .unwrap();
     exchange(&mut nodes, NOW);
-    nodes[1].apply(&stack(&[("late", 8081)]), false, NOW + 1).unwrap();
-    let vip = nodes[0].snapshot().find_service("web").unwrap().service.networks[0].vip;
-    nodes[1].state.services.get_mut(&"late".parse().unwrap()).unwrap().networks[0].vip = vip;
+    nodes[1]
+        .apply(&stack(&[("late", 8081)]), false, NOW + 1)
+        .unwrap();
+    let vip = nodes[0]
+        .snapshot()
+        .find_service("web")
+        .unwrap()
+        .service
+        .networks[0]
+        .vip;
+    nodes[1]
+        .state
+        .services
+        .get_mut(&"late".parse().unwrap())
+        .unwrap()
+        .networks[0]
+        .vip = vip;
     exchange(&mut nodes, NOW + 2);
     for node in &nodes {
         let of = |name: &str| node.snapshot().find_service(name).unwrap().service.networks[0].vip;
@@ -204,19 +252,28 @@ fn a_draining_task_is_removed_at_its_time_and_a_draining_node_withholds_its_task
     let drain = u64::from(Service::DEFAULT_DRAIN_MS);
     node.drain_task(&"t1".parse().unwrap(), NOW).unwrap();
     node.refresh(NOW);
-    assert_eq!(node.snapshot().tasks[&"t1".parse().unwrap()].state, TaskState::Draining);
+    assert_eq!(
+        node.snapshot().tasks[&"t1".parse().unwrap()].state,
+        TaskState::Draining
+    );
     assert_eq!(node.next_deadline_ms(), Some(NOW + drain));
     node.refresh(NOW + drain);
     assert_eq!(node.state().tasks.len(), 1);
 
     node.set_draining(true, NOW + drain);
     node.refresh(NOW + drain);
-    assert_eq!(node.snapshot().tasks[&"t2".parse().unwrap()].state, TaskState::Draining);
+    assert_eq!(
+        node.snapshot().tasks[&"t2".parse().unwrap()].state,
+        TaskState::Draining
+    );
     node.refresh(NOW + 2 * drain);
     assert!(node.snapshot().tasks.is_empty());
     node.set_draining(false, NOW + 2 * drain);
     node.refresh(NOW + 2 * drain);
-    assert_eq!(node.snapshot().tasks[&"t2".parse().unwrap()].state, TaskState::Healthy);
+    assert_eq!(
+        node.snapshot().tasks[&"t2".parse().unwrap()].state,
+        TaskState::Healthy
+    );
 }
 
 #[test]
