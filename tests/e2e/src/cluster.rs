@@ -56,6 +56,8 @@ pub struct Cluster {
 
 /// A task namespace, and the task that it was registered as.
 pub struct Task {
+    /// Its program, if the cluster started it.
+    pub program: Option<Process>,
     /// Where its program runs.
     pub netns: Namespace,
     /// The node that it is on, from 0.
@@ -241,6 +243,7 @@ impl Cluster {
         let part = |e: &Value, i: usize| e[i].as_str().unwrap_or_default().to_owned();
         let endpoints = endpoints.iter().map(|e| (part(e, 0), part(e, 1))).collect();
         Ok(Task {
+            program: None,
             netns,
             node,
             id,
@@ -254,8 +257,22 @@ impl Cluster {
         let mut command = netns.command(binary()?);
         command.args(["whoami", "--name", label, "--http", "80", "--udp", "80"]);
         let program = netns.spawn(&mut command)?;
-        program.listening(80)?.bound(Protocol::Udp, 80)?;
-        self.add_task(netns, node, service)
+        let program = program.listening(80)?.bound(Protocol::Udp, 80)?;
+        let task = self.add_task(netns, node, service)?;
+        Ok(Task {
+            program: Some(program),
+            ..task
+        })
+    }
+
+    /// Drains a task, waits until it is gone, and removes its namespace with all that runs there.
+    pub fn retire(&self, task: Task) -> Result<()> {
+        self.cli(task.node, &["task", "drain", &task.id])?;
+        self.wait_for(task.node, "the end of a drain", &["tasks"], |rows| {
+            let mut rows = rows.as_array().into_iter().flatten();
+            rows.all(|row| row["id"] != *task.id)
+        })?;
+        task.netns.remove()
     }
 
     /// Waits until every agent is ready and has all the others for members.
