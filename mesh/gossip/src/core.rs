@@ -110,6 +110,8 @@ enum Timer {
 
 pub(crate) struct Core {
     name: String,
+    /// Names of members, which outlive the records that brought them.
+    names: BTreeMap<NodeId, String>,
     timing: Timing,
     epoch: SystemTime,
     rng: SmallRng,
@@ -170,6 +172,7 @@ impl Core {
             captured: None,
             stats: Stats::default(),
             dirty: true,
+            names: BTreeMap::from([(me.node, name.clone())]),
             name,
             timing,
             epoch,
@@ -288,12 +291,13 @@ impl Core {
                 let tenth = self.timing.gossip / 10;
                 let next = tenth * self.rng.random_range(8..=12);
                 self.timers.set(now + next, 9, Timer::Gossip);
-                self.dirty |= self.membership.refresh(now);
+                self.dirty |= self.membership.refresh_now_and_then(now);
                 self.flush(self.timing.fanout, now);
             }
             Timer::Expire => {
                 self.timers.set(now + EXPIRE, 9, Timer::Expire);
                 self.table.expire(now);
+                self.expire_pulls(now);
             }
             Timer::Join => self.join(now),
             Timer::Pull(peer) => self.begin_pull(peer, false, now),
@@ -359,6 +363,7 @@ impl Core {
                 self.timers.set(now + after, rank, Timer::Membership(timer));
             }
             Effect::Up(id) => {
+                tracing::info!(member = self.name_of(id.node), addr = %id.addr, "member is up");
                 self.dirty = true;
                 self.stats.joins += 1;
                 self.table.show(id.node, id.boot, now);
@@ -380,11 +385,15 @@ impl Core {
                 }
             }
             Effect::Down(id) => {
+                tracing::info!(member = self.name_of(id.node), addr = %id.addr, "member is down or left");
                 self.dirty = true;
                 self.stats.downs += 1;
                 self.table.hide(id.node, now);
             }
-            Effect::Renewed => self.dirty = true,
+            Effect::Renewed => {
+                tracing::info!("others held this node for down; it is back");
+                self.dirty = true;
+            }
             Effect::Rival(id) => self.rival(id, now),
         }
     }

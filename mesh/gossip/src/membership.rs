@@ -110,6 +110,7 @@ pub(crate) struct Membership {
     left: BTreeMap<NodeId, u64>,
     peers: Vec<Identity>,
     stale: bool,
+    refreshed: Duration,
     hash: u64,
     effects: Vec<Effect>,
     probe: Option<Probe>,
@@ -132,6 +133,7 @@ impl Membership {
             left: BTreeMap::new(),
             peers: Vec::new(),
             stale: true,
+            refreshed: Duration::ZERO,
             hash: 0,
             effects: Vec::new(),
             probe: None,
@@ -302,11 +304,15 @@ impl Membership {
         self.stale = true;
     }
 
-    /// Brings the copies up to date. Returns whether anything changed.
-    pub(crate) fn refresh(&mut self, now: Duration) -> bool {
-        if !std::mem::take(&mut self.stale) {
-            return false;
-        }
+    /// Brings the copies up to date, if it is time. Returns whether anything changed.
+    pub(crate) fn refresh_now_and_then(&mut self, now: Duration) -> bool {
+        // foca tells of everything but suspicions, so nothing else can be late by this.
+        self.stale && now.saturating_sub(self.refreshed) >= REFRESH && self.refresh(now)
+    }
+
+    fn refresh(&mut self, now: Duration) -> bool {
+        self.stale = false;
+        self.refreshed = now;
         let me = self.me();
         let mine = Update::alive(me);
         let mut known = BTreeMap::new();
@@ -354,7 +360,7 @@ impl Membership {
 
     /// Whether foca may see an identity as a sender.
     fn vet(&self, src: Identity) -> Result<(), Refused> {
-        match self.state_of(src.node).map(|known| *known.id()) {
+        match self.known.get(&src.node).map(|known| known.identity) {
             // Another bump of the same life and place sorts itself out within foca.
             Some(known) if known.boot == src.boot && known.addr == src.addr => Ok(()),
             Some(known) if foca::Identity::win_addr_conflict(&known, &src) => {
@@ -405,5 +411,7 @@ impl Membership {
     }
 }
 
+/// How late suspicions may be shown.
+const REFRESH: Duration = Duration::from_millis(500);
 /// How many members that this node holds for down, and others do not, are called at once.
 const MAX_CALLS: usize = 64;

@@ -63,6 +63,7 @@ pub(crate) struct Table {
     slots: BTreeMap<NodeId, Slot>,
     living: BTreeSet<NodeId>,
     buckets: Buckets,
+    hash: u64,
     changed: bool,
 }
 
@@ -75,6 +76,7 @@ impl Table {
             slots: BTreeMap::new(),
             living: BTreeSet::from([me]),
             buckets: [0; BUCKETS],
+            hash: 0,
             changed: true,
         };
         table.reboot(boot, Duration::ZERO);
@@ -83,12 +85,7 @@ impl Table {
 
     /// Equal at two nodes exactly if they show the same records of the same living owners.
     pub(crate) fn hash(&self) -> u64 {
-        self.buckets
-            .iter()
-            .zip(0u64..)
-            .fold(0, |hash, (bucket, index)| {
-                log::mix(hash ^ *bucket ^ index.rotate_left(56))
-            })
+        self.hash
     }
 
     pub(crate) fn buckets(&self) -> &Buckets {
@@ -386,7 +383,7 @@ impl Table {
             .filter(move |(owner, _)| mask & (1 << bucket(**owner)) != 0)
     }
 
-    /// Changes a slot and keeps its bucket's hash right.
+    /// Changes a slot and keeps the hashes right.
     fn update<T>(&mut self, owner: NodeId, change: impl FnOnce(&mut Slot) -> T) -> T {
         // A new slot begins hidden, where it is in no hash.
         let slot = self.slots.entry(owner).or_insert_with(|| Slot {
@@ -399,6 +396,7 @@ impl Table {
         if let Some(hash) = self.buckets.get_mut(bucket(owner)) {
             *hash ^= before ^ after;
         }
+        self.hash ^= before ^ after;
         result
     }
 }

@@ -219,11 +219,20 @@ fn a_node_that_stood_still_suspects_nobody() {
     for seed in seeds(0..10) {
         let mut world = cluster(10, seed);
         world.run(3 * SECOND);
-        let before: Vec<_> = world.stats().iter().map(|stats| stats.downs).collect();
+        // Who is suspected objects. Only the others may suspect, and only the one that stands still.
+        let objections = |world: &World| {
+            let stats = world.stats();
+            let others = stats.iter().enumerate().filter(|(node, _)| *node != 4);
+            others.map(|(_, stats)| stats.refutations).sum::<u64>()
+        };
+        let before = (objections(&world), world.stats()[4].downs);
+        world.freeze(4, 2 * SECOND);
+        world.run(4 * SECOND);
+        let after = (objections(&world), world.stats()[4].downs);
+        assert_eq!(before, after, "{}", world.rerun());
         world.freeze(4, 10 * SECOND);
         world.run(12 * SECOND);
-        let after: Vec<_> = world.stats().iter().map(|stats| stats.downs).collect();
-        assert_eq!(before[4], after[4], "{}", world.rerun());
+        assert_eq!(world.stats()[4].downs, after.1, "{}", world.rerun());
         settle(&mut world, 5 * SECOND);
     }
 }

@@ -11,12 +11,7 @@ use portolan_model::NodeId;
 
 use super::{Core, Output, StreamId, Timer};
 use crate::{
-    codec::{
-        datagram,
-        members::Update,
-        records::{Digest, Part},
-        stream::Message,
-    },
+    codec::{datagram, members::Update, records::Part, stream::Message},
     identity::Identity,
     table::log::LEFT,
 };
@@ -235,16 +230,11 @@ impl Core {
 
     /// Takes parts that `peer` sent. Returns whether any brought something.
     pub(super) fn merge(&mut self, peer: NodeId, parts: Vec<Part>, now: Duration) -> bool {
-        let me = self.membership.me().node;
         let before = self.table.hash();
         let mut useful = false;
         let times = self.times();
         for part in parts {
             let (owner, boot) = (part.owner, part.boot);
-            if owner == me {
-                self.surpassed(boot, now);
-                continue;
-            }
             let (fresh, full) = self.table.merge(part, owner == peer, now);
             if full {
                 self.full(owner);
@@ -264,11 +254,11 @@ impl Core {
         useful || before != self.table.hash()
     }
 
-    pub(super) fn surpassed_in(&mut self, digests: &[Digest], now: Duration) {
-        let me = self.membership.me().node;
-        if let Some(digest) = digests.iter().find(|digest| digest.owner == me) {
-            self.surpassed(digest.boot, now);
-        }
+    /// Forgets what is no longer of use.
+    pub(super) fn expire_pulls(&mut self, now: Duration) {
+        self.pulls
+            .backoff
+            .retain(|_, (until, next)| *until + *next > now);
     }
 
     pub(super) fn put_off(&mut self, peer: Option<NodeId>, now: Duration) {

@@ -73,10 +73,6 @@ impl Core {
     fn delta(&mut self, delta: Delta, now: Duration) {
         let (owner, boot) = (delta.owner, delta.boot);
         let key = delta.change.key.clone();
-        if owner == self.membership.me().node {
-            self.surpassed(boot, now);
-            return;
-        }
         match self.table.apply(delta, now) {
             Applied::Stale => {}
             Applied::Full => self.full(owner),

@@ -2,7 +2,6 @@
 
 #[cfg(feature = "sim")]
 use bytes::Bytes;
-#[cfg(feature = "sim")]
 use portolan_model::NodeId;
 
 use super::Core;
@@ -17,38 +16,45 @@ impl Core {
         if !std::mem::take(&mut self.dirty) {
             return None;
         }
-        let me = self.membership.me().node;
-        let members = self
-            .membership
-            .known()
-            .iter()
-            .map(|(node, known)| {
-                let name = if *node == me {
-                    self.name.clone()
-                } else {
-                    self.table.name(*node).map_or_else(
-                        || node.to_string(),
-                        |name| String::from_utf8_lossy(name).into_owned(),
-                    )
-                };
-                let member = Member {
-                    name,
-                    addr: known.identity.addr,
-                    boot: known.identity.boot,
-                    state: known.state,
-                    since: self.epoch + known.since,
-                };
-                (*node, member)
-            })
-            .collect();
+        self.learn_names();
+        let members = self.membership.known().iter().map(|(node, known)| {
+            let member = Member {
+                name: self.name_of(*node),
+                addr: known.identity.addr,
+                boot: known.identity.boot,
+                state: known.state,
+                since: self.epoch + known.since,
+            };
+            (*node, member)
+        });
+        let members = members.collect();
         Some(View {
-            me,
+            me: self.membership.me().node,
             members,
             owners: self.table.owners(),
             synced: self.synced,
             table_hash: self.hashes.0,
             membership_hash: self.hashes.1,
         })
+    }
+
+    fn learn_names(&mut self) {
+        let known = self.membership.known();
+        self.names.retain(|node, _| known.contains_key(node));
+        for node in known.keys() {
+            if let Some(name) = self.table.name(*node) {
+                let name = String::from_utf8_lossy(name);
+                if self.names.get(node).is_none_or(|known| *known != name) {
+                    self.names.insert(*node, name.into_owned());
+                }
+            }
+        }
+    }
+
+    /// A member's name; its id until the name has arrived.
+    pub(super) fn name_of(&self, node: NodeId) -> String {
+        let name = self.names.get(&node);
+        name.map_or_else(|| node.to_string(), Clone::clone)
     }
 
     /// What is shown under a key of an owner.

@@ -83,6 +83,13 @@ impl Core {
 
     /// A seed refuses this node, because its name is alive elsewhere. Returns once patience is over.
     pub(super) fn refused(&mut self, known: Identity, now: Duration) {
+        if self.rivalry.refused.is_none() {
+            tracing::warn!(
+                theirs = %known.addr,
+                patience = ?self.timing.clone_patience,
+                "a node of this name is alive elsewhere; waiting in case it is this one before it moved"
+            );
+        }
         let since = *self.rivalry.refused.get_or_insert(now);
         if now.saturating_sub(since) >= self.timing.clone_patience {
             self.give_way(known.addr);
@@ -94,7 +101,7 @@ impl Core {
         self.outputs.push(Output::NameTaken { theirs });
     }
 
-    /// Somebody knows a life of this node with this boot number: be above it.
+    /// Somebody knows a life of this node, at its place, with this boot number: be above it.
     pub(super) fn surpassed(&mut self, boot: u64, now: Duration) -> bool {
         if boot <= self.membership.me().boot {
             return false;

@@ -31,13 +31,14 @@ impl Membership {
             // two of one name would do so to each other for ever.
             return None;
         }
-        let Some(known) = self.state_of(id.node) else {
+        if !self.known.contains_key(&id.node) {
             let room = self.foca.iter_membership_state().len() < self.limits.members;
             return room.then_some(update);
-        };
+        }
         if update.state() != State::Down || self.left.get(&id.node) == Some(&id.boot) {
             return Some(update);
         }
+        let known = self.state_of(id.node)?;
         if *known.id() != id || known.state() != State::Alive {
             return Some(update);
         }

@@ -93,6 +93,8 @@ pub(super) struct Network {
     rng: SmallRng,
     cuts: BTreeSet<(usize, usize)>,
     connections: BTreeMap<u64, Connection>,
+    /// Connections by who opened them, in which life, and under which number.
+    by_opener: BTreeMap<(usize, u32, StreamId), u64>,
     opened: u64,
 }
 
@@ -115,6 +117,7 @@ impl Network {
             rng: SmallRng::seed_from_u64(!seed),
             cuts: BTreeSet::new(),
             connections: BTreeMap::new(),
+            by_opener: BTreeMap::new(),
             opened: 0,
         }
     }
@@ -293,6 +296,7 @@ impl World {
             to_other: Vec::new(),
         };
         self.network.connections.insert(id, connection);
+        self.network.by_opener.insert((node, life, stream), id);
         // Whatever becomes of it, in the end its time is up.
         self.network.push(self.now + patience, closed);
         let end = Event::Deliver {
@@ -315,8 +319,8 @@ impl World {
         let found = match stream {
             StreamId::In(id) => self.network.connections.get_key_value(&id),
             StreamId::Out(_) => {
-                let connections = &self.network.connections;
-                connections.iter().rev().find(|(_, c)| is_end(&c.opener))
+                let id = self.network.by_opener.get(&(node, life, stream));
+                id.and_then(|id| self.network.connections.get_key_value(id))
             }
         };
         let Some((&id, connection)) = found else {
@@ -372,7 +376,10 @@ impl World {
         let input = match queue.remove(0) {
             Piece::Message(bytes) => Input::Message { stream, bytes },
             Piece::End => {
-                self.network.connections.remove(&id);
+                if let Some(ended) = self.network.connections.remove(&id) {
+                    let End { node, life, stream } = ended.opener;
+                    self.network.by_opener.remove(&(node, life, stream));
+                }
                 Input::Closed { stream }
             }
         };

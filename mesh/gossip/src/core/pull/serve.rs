@@ -32,30 +32,14 @@ impl Core {
                     self.outputs.push(Output::Close { stream });
                     return;
                 }
-                let me = self.membership.me();
-                let known = if from.node == me.node {
-                    Some((me, true))
-                } else {
-                    let known = self.membership.known().get(&from.node);
-                    known.map(|known| (known.identity, known.state.is_active()))
-                };
-                let boot = self.table.life(from.node).map(|(boot, _)| boot);
-                // Records may outlive what membership knows.
-                let known = match (known, boot) {
-                    (Some((id, alive)), Some(boot)) if boot > id.boot => {
-                        Some((Identity { boot, ..id }, alive))
-                    }
-                    (None, Some(boot)) => Some((Identity { boot, ..from }, false)),
-                    (known, _) => known,
-                };
                 let differing = if full {
                     u64::MAX
                 } else {
                     self.table.differing(&buckets)
                 };
                 let answer = Message::Digest {
-                    from: me,
-                    known,
+                    from: self.membership.me(),
+                    known: self.life_of(from),
                     differing,
                     digests: self.table.digests(differing),
                     members: self.membership.updates(),
@@ -83,7 +67,6 @@ impl Core {
                 self.learn(from, members, now);
                 self.merge(from.node, parts, now);
                 let parts = self.table.parts(&digests, mask, BUDGET);
-                self.surpassed_in(&digests, now);
                 self.reply(stream, &Message::Parts(parts));
                 self.outputs.push(Output::Close { stream });
             }
@@ -91,6 +74,25 @@ impl Core {
                 self.stats.drops.malformed += 1;
                 self.close(stream, now);
             }
+        }
+    }
+
+    /// The latest life of whoever asks that is known here, and whether it is held for alive.
+    fn life_of(&self, from: Identity) -> Option<(Identity, bool)> {
+        let me = self.membership.me();
+        if from.node == me.node {
+            return Some((me, true));
+        }
+        let known = self.membership.known().get(&from.node);
+        let known = known.map(|known| (known.identity, known.state.is_active()));
+        // Records may outlive what membership knows.
+        let boot = self.table.life(from.node).map(|(boot, _)| boot);
+        match (known, boot) {
+            (Some((id, alive)), Some(boot)) if boot > id.boot => {
+                Some((Identity { boot, ..id }, alive))
+            }
+            (None, Some(boot)) => Some((Identity { boot, ..from }, false)),
+            (known, _) => known,
         }
     }
 
