@@ -4,6 +4,7 @@
 mod balancing;
 mod contract;
 mod failures;
+mod load;
 mod support;
 mod tcp;
 mod udp;

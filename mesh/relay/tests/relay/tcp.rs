@@ -418,8 +418,9 @@ fn shutdown_lets_flows_run_for_the_grace_and_takes_no_new_ones() {
     let (mut client, mut backend) = pair.open();
     std::thread::scope(|scope| {
         let shutdown = scope.spawn(|| pair.rig.relay.shutdown(Duration::from_secs(5)));
+        let port = pair.spec.frontend.port;
         until("no one listens", || {
-            TcpStream::connect(at(&pair.spec)).is_err()
+            TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).is_ok()
         });
         client.write_all(b"x").unwrap();
         backend.read_exact(&mut [0]).unwrap();
