@@ -195,6 +195,7 @@ pub struct TaskRow {
 
 /// A stack file to be applied.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Apply {
     /// The text of the file.
     pub text: String,
@@ -230,6 +231,7 @@ pub struct Applied {
 
 /// A service, or a whole stack, to be removed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Remove {
     /// The name of a stack or a service.
     pub name: String,
@@ -258,6 +260,7 @@ pub enum Place {
 
 /// A task to be added to a service, on this node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct AddTask {
     /// The service's name or id.
     pub service: String,
@@ -271,6 +274,7 @@ pub struct AddTask {
 
 /// A network namespace to be put on a network without being a task.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Attach {
     /// The network's name.
     pub network: String,
@@ -280,6 +284,7 @@ pub struct Attach {
 
 /// To leave the cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Leave {
     /// Also remove everything from the kernel and the state directory.
     pub clean: bool,
@@ -287,6 +292,7 @@ pub struct Leave {
 
 /// A gossip key to be installed, or the id of one to be used or removed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Key {
     /// The key as `portolan keygen` prints it, or its id as `portolan keys` does.
     pub key: String,

@@ -141,8 +141,6 @@ impl Counted {
         to.add(&d::DNS_FORWARDED, &[], dns.forwarded);
         to.add(&d::DNS_CACHE_HITS, &[], dns.cache_hits);
         to.add(&d::DNS_FORWARD_FAILURES, &[], dns.forward_failures);
-        to.add(&d::DNS_MALFORMED, &[], dns.malformed);
-        to.add(&d::DNS_SEND_FAILURES, &[], dns.send_failures);
         to.add(&d::DNS_LISTENERS, &[], dns.listeners);
     }
 

@@ -88,10 +88,6 @@ definitions! {
         "Forwarded queries that the cache answered.";
     DNS_FORWARD_FAILURES = Counter "portolan_dns_forward_failures_total" []
         "Forwarded queries that no upstream answered, or that were too many at once.";
-    DNS_MALFORMED = Counter "portolan_dns_malformed_total" []
-        "Messages that could not be decoded.";
-    DNS_SEND_FAILURES = Counter "portolan_dns_send_failures_total" []
-        "Replies that the kernel refused to send.";
     DNS_LISTENERS = Gauge "portolan_dns_listeners" []
         "Addresses on which names are served.";
 
