@@ -3,7 +3,12 @@
 mod connect;
 mod pump;
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use rustix::io::Errno;
 use socket2::{SockRef, TcpKeepalive};
@@ -20,6 +25,8 @@ use crate::{
 
 /// How long to wait when the process or the machine is out of descriptors or memory.
 const EXHAUSTED_WAIT: Duration = Duration::from_millis(50);
+/// How long until that is logged once more.
+const TELL_AGAIN: Duration = Duration::from_mins(1);
 /// A peer that says nothing for so long is asked whether it is still there.
 const KEEPALIVE_TIME: Duration = Duration::from_mins(2);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
@@ -31,21 +38,18 @@ pub(crate) async fn accept(
     listener: TcpListener,
     served: impl Fn(&TcpStream) -> Option<Arc<Served>>,
 ) {
-    let mut exhausted = false;
+    let mut told: Option<Instant> = None;
     loop {
         match listener.accept().await {
-            Ok((client, peer)) => {
-                exhausted = false;
-                match served(&client) {
-                    Some(served) => admit(&engine, &served, client, peer),
-                    None => reset(&client),
-                }
-            }
+            Ok((client, peer)) => match served(&client) {
+                Some(served) => admit(&engine, &served, client, peer),
+                None => reset(&client),
+            },
             Err(error) if is_exhaustion(&error) => {
-                if !exhausted {
+                if told.is_none_or(|at| at.elapsed() > TELL_AGAIN) {
                     tracing::warn!(%error, "cannot accept connections for now; raise the limit of open files");
+                    told = Some(Instant::now());
                 }
-                exhausted = true;
                 tokio::time::sleep(EXHAUSTED_WAIT).await;
             }
             // A client that is gone before it was accepted; accept(2) lists more of the kind.
