@@ -100,8 +100,9 @@ async fn serve(args: &WhoamiArgs) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
     let mut servers = JoinSet::new();
     if let Some(port) = args.http {
-        let socket = bind(args.listen, port, Type::STREAM)
-            .with_context(|| format!("port {port}/tcp cannot be bound; give another with --http"))?;
+        let socket = bind(args.listen, port, Type::STREAM).with_context(|| {
+            format!("port {port}/tcp cannot be bound; give another with --http")
+        })?;
         let listener = tokio::net::TcpListener::from_std(socket.into())?;
         servers.spawn(http::serve(listener, name.clone().into(), stop.clone()));
     }
