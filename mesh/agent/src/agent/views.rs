@@ -47,23 +47,16 @@ impl Facts {
     pub(super) async fn gather(shared: &Shared) -> Self {
         // Without keys, and once gossip has ended, there is none to be shown.
         let keys = shared.gossip.keyring_list().await.unwrap_or_default();
-        // One lock at a time: a reader that comes back to a lock for which a writer waits would never
-        // get it.
-        let snapshot = Arc::clone(&shared.snapshots.borrow());
-        let view = Arc::clone(&shared.gossip.view().borrow());
-        let reasons = shared.reasons.borrow().clone();
-        let overlay = shared.overlay.standing().borrow().clone();
-        let standing = shared.plane.standing().borrow().clone();
         Self {
             config: Arc::clone(&shared.config),
             now: SystemTime::now(),
             uptime: shared.started.elapsed(),
-            snapshot,
-            view,
-            reasons,
-            overlay,
+            snapshot: shared.snapshot(),
+            view: shared.view(),
+            reasons: shared.reasons(),
+            overlay: shared.overlay_standing(),
             plane: shared.plane.kind,
-            standing,
+            standing: shared.plane_standing(),
             dns_problems: shared.dns.problems(),
             key: keys.iter().find(|key| key.primary).map(|key| key.id),
             waiting_for: shared
