@@ -4,9 +4,10 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 
 CARGO ?= cargo
-# Handed to the demo: make demo ARGS="--once --nodes 5"
+# Handed to the demo: make demo ARGS="--once --nodes 5". Its standard output is all that make demo
+# writes there.
 ARGS ?=
-PORTOLAN := target/debug/portolan
+PORTOLAN := $(or $(CARGO_TARGET_DIR),target)/debug/portolan
 .NOTPARALLEL:
 # The version that is installed when there is none.
 NEXTEST_VERSION := 0.9.143
@@ -25,15 +26,10 @@ deps: ## Install what build, demo and tests need and is not there (apt; says wha
 .PHONY: build
 build: ## Build the program, target/debug/portolan
 	@.ci/deps build
-	$(CARGO) build --locked -p portolan-agent
+	@$(CARGO) build --locked -p portolan-agent
 
 .PHONY: release
 release: ## Build the program for use, target/release/portolan
-	@.ci/deps build
-	$(CARGO) build --locked --release -p portolan-agent
-
-.PHONY: release
-release: ## Build the program for real machines, target/release/portolan
 	@.ci/deps build
 	$(CARGO) build --locked --release -p portolan-agent
 
