@@ -1,128 +1,116 @@
-//! What becomes of a query: a pure function of its bytes, its sender and the zones.
+//! What becomes of a query: a pure function of the query and the zones.
 
 #[cfg(test)]
 mod tests;
 
-use std::net::IpAddr;
-
-use hickory_proto::{
-    op::{Message, ResponseCode},
-    rr::{DNSClass, Name, RData, Record, RecordType, rdata::SOA},
+use hickory_server::{
+    proto::{
+        op::{OpCode, Query, ResponseCode},
+        rr::{DNSClass, Name, RData, Record, RecordType, rdata::SOA},
+    },
+    server::Request,
 };
 use ipnetwork::IpNetwork;
 use portolan_model::NetworkName;
 
 use crate::{
-    message::{Malformed, Request, Transport},
+    reply::Reply,
     zone::{Found, Rotation, Zone, Zones},
 };
 
-/// Who asks, where, and how.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Asker<'a> {
-    /// The network whose listener was asked.
-    pub(crate) network: &'a NetworkName,
-    pub(crate) address: IpAddr,
-    pub(crate) transport: Transport,
-    /// Clients let in besides those of the network.
-    pub(crate) allow: &'a [IpNetwork],
-}
-
 /// What is to be done with a query.
 #[derive(Debug)]
-pub(crate) enum Action {
-    /// Nothing: it is no query.
-    Drop,
-    /// Send these bytes.
+pub(crate) enum Action<'a> {
+    /// Send this.
     Reply(Reply),
-    /// Ask an upstream.
-    Forward(Box<Request>),
+    /// Ask an upstream this.
+    Forward(&'a Query),
 }
 
-/// An encoded reply, and how it counts.
-#[derive(Debug)]
-pub(crate) struct Reply {
-    pub(crate) bytes: Vec<u8>,
-    /// `None` if the query could not be decoded that far.
-    pub(crate) qtype: Option<RecordType>,
-    pub(crate) code: ResponseCode,
-}
-
-/// Decides about a query.
-pub(crate) fn answer(zones: &Zones, asker: Asker<'_>, rotation: &Rotation, query: &[u8]) -> Action {
-    let request = match Request::decode(query, asker.transport) {
-        Ok(request) => request,
-        Err(Malformed::Drop) => return Action::Drop,
-        Err(Malformed::Reply(bytes, code)) => {
-            return Action::Reply(Reply {
-                bytes,
-                qtype: None,
-                code,
-            });
-        }
+/// Decides about a query that came to the listener of a network. Clients in `allow` are let in besides
+/// those of the network.
+pub(crate) fn answer<'a>(
+    zones: &Zones,
+    network: &NetworkName,
+    allow: &[IpNetwork],
+    rotation: &Rotation,
+    request: &'a Request,
+) -> Action<'a> {
+    let reply = |code| Action::Reply(Reply::new(request, code));
+    if request.metadata.op_code != OpCode::Query {
+        return reply(ResponseCode::NotImp);
+    }
+    let Some(query) = question(request) else {
+        return reply(ResponseCode::FormErr);
     };
-    let Some(zone) = zones.get(asker.network) else {
+    let Some(zone) = zones.get(network) else {
         // The network is going; its listener follows in a moment.
-        return reply(&request, request.reply(ResponseCode::Refused));
+        return reply(ResponseCode::Refused);
     };
-    let admitted = zones.admits(zone, asker.address)
-        || asker.allow.iter().any(|net| net.contains(asker.address));
-    if !admitted || is_refused(&request) {
-        return reply(&request, request.reply(ResponseCode::Refused));
+    let client = request.src().ip();
+    let admitted =
+        zones.admits(zone, client) || allow.iter().any(|allowed| allowed.contains(client));
+    if !admitted || is_refused(query) {
+        return reply(ResponseCode::Refused);
     }
-    if request.has_bad_version() {
-        return reply(&request, request.reply(ResponseCode::BADVERS));
+    if request.version() > 0 {
+        return reply(ResponseCode::BADVERS);
     }
-    let query = &request.query;
-    let (name, qtype) = (query.name(), query.query_type());
-    match zones.lookup(asker.network, asker.address, name, qtype, rotation) {
-        Found::Foreign if !zone.internal => Action::Forward(Box::new(request)),
-        Found::Foreign if zone.can_ask_elsewhere(zones, asker.address) => {
-            reply(&request, request.reply(ResponseCode::Refused))
-        }
-        found => reply(&request, message(zones, zone, &request, found)),
+    match zones.lookup(network, client, query.name(), query.query_type(), rotation) {
+        Found::Foreign if !zone.internal => Action::Forward(query),
+        Found::Foreign if zone.can_ask_elsewhere(zones, client) => reply(ResponseCode::Refused),
+        found => Action::Reply(found_reply(zones, zone, request, query, found)),
     }
+}
+
+/// The one question of a query, as the client spelt it.
+pub(crate) fn question(request: &Request) -> Option<&Query> {
+    Some(request.request_info().ok()?.query.original())
 }
 
 /// What nobody is answered: other classes than IN, zone transfers, and types that are no data
 /// (RFC 6895, section 3.1).
-fn is_refused(request: &Request) -> bool {
-    let query = &request.query;
-    let qtype = query.query_type();
-    let meta = u16::from(qtype) == 41 || (128..=254).contains(&u16::from(qtype));
-    query.query_class() != DNSClass::IN || meta
+fn is_refused(query: &Query) -> bool {
+    let qtype = u16::from(query.query_type());
+    query.query_class() != DNSClass::IN || qtype == 41 || (128..=254).contains(&qtype)
 }
 
-fn message(zones: &Zones, zone: &Zone, request: &Request, found: Found) -> Message {
-    let mut message = request.reply(match &found {
+fn found_reply(
+    zones: &Zones,
+    zone: &Zone,
+    request: &Request,
+    query: &Query,
+    found: Found,
+) -> Reply {
+    let code = match &found {
         Found::Records { .. } => ResponseCode::NoError,
         Found::NoName | Found::Foreign => ResponseCode::NXDomain,
         Found::NotKnownYet => ResponseCode::ServFail,
-    });
-    message.metadata.recursion_available = !zone.internal;
-    let (name, qtype) = (request.query.name(), request.query.query_type());
+    };
+    let mut reply = Reply::new(request, code);
+    reply.metadata.recursion_available = !zone.internal;
     match found {
-        Found::NotKnownYet => return message,
+        Found::NotKnownYet => return reply,
         Found::Records {
             answers,
             additionals,
         } => {
-            message.answers = answers;
-            message.additionals = additionals;
+            reply.answers = answers;
+            reply.additionals = additionals;
         }
         Found::NoName | Found::Foreign => {}
     }
-    message.metadata.authoritative = true;
-    if message.answers.is_empty() {
-        let at_apex = name == zone.origin() && qtype == RecordType::SOA;
+    reply.metadata.authoritative = true;
+    if reply.answers.is_empty() {
+        let name = query.name();
         let soa = soa(zone, &zone.apex(name), zones.ttls().task);
-        if at_apex {
-            message.answers.push(soa);
+        if name == zone.origin() && query.query_type() == RecordType::SOA {
+            reply.answers.push(soa);
         } else {
-            message.authorities.push(soa);
+            reply.authorities.push(soa);
         }
     }
-    message
+    reply
 }
 
 /// The record by which clients know how long to remember that there is nothing (RFC 2308, section 5).
@@ -144,20 +132,4 @@ fn soa(zone: &Zone, apex: &Name, ttl: u32) -> Record {
         ttl,
     );
     Record::from_rdata(apex.clone(), ttl, RData::SOA(data))
-}
-
-/// Encodes a reply.
-pub(crate) fn reply(request: &Request, message: Message) -> Action {
-    encode(request, message).map_or(Action::Drop, Action::Reply)
-}
-
-/// Encodes a reply; `None` if it cannot be, which takes records that nobody can send.
-pub(crate) fn encode(request: &Request, message: Message) -> Option<Reply> {
-    let code = message.metadata.response_code;
-    let bytes = request.encode(message).ok()?;
-    Some(Reply {
-        bytes,
-        qtype: Some(request.query.query_type()),
-        code,
-    })
 }

@@ -1,161 +1,277 @@
-//! Names that are not ours: asked for at the node's resolvers, and kept for their TTL.
+//! Names that are not ours: asked for at the node's resolvers by hickory's client, and kept for their TTL
+//! in its cache.
+//!
+//! Which resolver is asked is decided here, as resolv.conf(5) has it: in their order, and the next one
+//! where one fails. A [`NameServerPool`] of them all would ask two at once, which node-local resolvers
+//! for private domains do not survive, and would take the first SERVFAIL for the answer. Its layer is
+//! also the lowest that keeps response codes, DNSSEC flags and signatures; hickory's `Resolver`, and
+//! so its `ForwardZoneHandler`, drops them.
 
-mod cache;
-mod exchange;
 mod upstreams;
 
 use std::{
     collections::BTreeSet,
+    fmt,
     net::SocketAddr,
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
-use arc_swap::ArcSwap;
-use hickory_proto::op::{Message, ResponseCode};
-use tokio::sync::Semaphore;
+use arc_swap::ArcSwapOption;
+use hickory_server::{
+    net::{
+        DnsError, NetError,
+        runtime::TokioRuntimeProvider,
+        xfer::{DnsHandle, FirstAnswer},
+    },
+    proto::op::{DnsRequest, DnsRequestOptions, Message, Query, ResponseCode},
+    resolver::{
+        NameServerPool, PoolContext, ResponseCache, TlsConfig, TtlConfig,
+        config::{ConnectionConfig, NameServerConfig, ResolverOpts},
+    },
+    server::Request,
+};
+use tokio::{sync::Semaphore, time::timeout};
 
 use crate::{
     DnsConfig,
-    message::Request,
+    reply::Reply,
     stats::{Counters, count},
 };
-use cache::{Cache, Key};
 use upstreams::Source;
 
 /// How many attempts fit into the time given.
 const ATTEMPTS: u32 = 3;
+/// How long an answer is kept at most: who changes a record with a TTL of a week is glad.
+const MAX_TTL: Duration = Duration::from_hours(1);
+/// How long absence is kept at most (RFC 2308, section 5, allows three hours).
+const MAX_NEGATIVE_TTL: Duration = Duration::from_mins(5);
+/// The longest answer kept, in bytes, so that the number of entries bounds the memory.
+const MAX_KEPT: usize = 4096;
 
 /// Asks the node's resolvers.
-#[derive(Debug)]
 pub(crate) struct Forwarder {
     source: Source,
-    servers: ArcSwap<Vec<SocketAddr>>,
+    resolvers: ArcSwapOption<Resolvers>,
+    permits: Semaphore,
+    timeout: Duration,
+    options: ResolverOpts,
+}
+
+/// The resolvers at one time, and what they answered.
+struct Resolvers {
+    addresses: Vec<SocketAddr>,
+    /// One for each address.
+    pools: Vec<NameServerPool<TokioRuntimeProvider>>,
     /// The one that answered last is asked first.
     preferred: AtomicUsize,
-    permits: Semaphore,
-    cache: Cache,
-    timeout: Duration,
+    cache: ResponseCache,
+}
+
+/// What came of a query.
+type Outcome = Result<Message, NetError>;
+
+impl fmt::Debug for Forwarder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut fields = f.debug_struct("Forwarder");
+        fields.field("source", &self.source).finish_non_exhaustive()
+    }
 }
 
 impl Forwarder {
     pub(crate) fn new(config: &DnsConfig) -> Self {
+        let mut options = ResolverOpts::default();
+        options.timeout = config.forward_timeout / ATTEMPTS;
+        options.cache_size = config.cache_entries as u64;
+        options.positive_max_ttl = Some(MAX_TTL);
+        options.negative_max_ttl = Some(MAX_NEGATIVE_TTL);
+        options.max_active_requests = config.max_forwards;
+        // The kernel keeps to its range, hickory would take any port from 1024 on: one to be published too.
+        options.os_port_selection = true;
         Self {
             source: Source::new(config.upstreams.clone()),
-            servers: ArcSwap::default(),
-            preferred: AtomicUsize::new(0),
+            resolvers: ArcSwapOption::empty(),
             permits: Semaphore::new(config.max_forwards),
-            cache: Cache::new(config.cache_entries),
             timeout: config.forward_timeout,
+            options,
         }
     }
 
-    /// Reads the list of upstreams again if it may have changed, and leaves out our own listeners.
+    /// Reads the list of upstreams again and leaves out our own listeners.
     ///
     /// # Errors
-    /// Why there is no upstream, worded for the user. The list is empty then.
+    /// Why there is no upstream, worded for the user. None is asked then.
     pub(crate) async fn refresh(&self, own: &BTreeSet<SocketAddr>) -> Result<(), String> {
-        let read = self.source.read().await;
-        let servers = match &read {
-            Ok(servers) => servers
-                .iter()
-                .filter(|s| !own.contains(s))
-                .copied()
-                .collect(),
-            Err(_) => Vec::new(),
-        };
-        let none = servers.is_empty();
-        if **self.servers.load() != servers {
-            tracing::debug!(?servers, "resolvers of the node");
-            self.servers.store(servers.into());
-            self.preferred.store(0, Ordering::Relaxed);
-            self.cache.clear();
+        let used = self.use_those_of(self.source.read().await, own);
+        if used.is_err() {
+            self.resolvers.store(None);
         }
-        match read {
-            Err(problem) => Err(problem),
-            Ok(_) if none => Err(format!("{} names no resolver to forward to", self.source)),
-            Ok(_) => Ok(()),
-        }
+        used
     }
 
-    /// The reply to a query that is not ours: what an upstream says, or SERVFAIL.
-    pub(crate) async fn forward(&self, request: &Request, counters: &Counters) -> Message {
-        count(&counters.forwarded);
-        let key = Key::of(request);
-        if let Some(kept) = self.cache.get(&key, Instant::now()) {
-            count(&counters.cache_hits);
-            return adopt(request, kept);
+    fn use_those_of(
+        &self,
+        listed: Result<Vec<SocketAddr>, String>,
+        own: &BTreeSet<SocketAddr>,
+    ) -> Result<(), String> {
+        let mut addresses = listed?;
+        addresses.retain(|address| !own.contains(address));
+        if addresses.is_empty() {
+            return Err(format!("{} names no resolver to forward to", self.source));
         }
-        let asked = match self.permits.try_acquire() {
-            Ok(_permit) => self.ask(request).await,
-            Err(_) => None,
+        let current = self.resolvers.load();
+        if current
+            .as_ref()
+            .is_none_or(|now| now.addresses != addresses)
+        {
+            tracing::debug!(?addresses, "resolvers of the node");
+            let resolvers = Resolvers::new(addresses, &self.options);
+            let resolvers = resolvers.map_err(|error| error.to_string())?;
+            self.resolvers.store(Some(Arc::new(resolvers)));
+        }
+        Ok(())
+    }
+
+    /// The reply to a query that is not ours.
+    pub(crate) async fn forward(
+        &self,
+        request: &Request,
+        query: &Query,
+        counters: &Counters,
+    ) -> Reply {
+        count(&counters.forwarded);
+        let outcome = match self.resolvers.load_full() {
+            Some(resolvers) => self.ask(&resolvers, request, query, counters).await,
+            None => None,
         };
-        let Some((message, bytes)) = asked else {
+        let Some(outcome) = outcome else {
             count(&counters.forward_failures);
-            let mut failure = request.reply(ResponseCode::ServFail);
+            let mut failure = Reply::new(request, ResponseCode::ServFail);
             failure.metadata.recursion_available = true;
             return failure;
         };
-        self.cache.insert(key, &message, bytes, Instant::now());
-        adopt(request, message)
+        adopt(request, query, outcome)
     }
 
-    /// The first good answer, with its length; a bad one (SERVFAIL, REFUSED and the like) only if no
-    /// upstream has a good one.
-    async fn ask(&self, request: &Request) -> Option<(Message, usize)> {
-        let servers = self.servers.load_full();
-        let preferred = self.preferred.load(Ordering::Relaxed);
-        let order: Vec<(usize, SocketAddr)> = servers
-            .iter()
-            .copied()
-            .enumerate()
-            .cycle()
-            .skip(preferred)
-            .take(servers.len() * ATTEMPTS as usize)
-            .collect();
-        let deadline = Instant::now() + self.timeout;
-        let mut bad = None;
-        let mut refusing = BTreeSet::new();
-        for (at, server) in order {
-            if Instant::now() >= deadline {
-                break;
-            }
-            if refusing.contains(&server) {
-                continue;
-            }
-            match exchange::exchange(server, request, self.timeout / ATTEMPTS).await {
-                Ok(answer) if is_good(&answer.0) => {
-                    self.preferred.store(at, Ordering::Relaxed);
-                    return Some(answer);
-                }
-                Ok(answer) => {
-                    refusing.insert(server);
-                    bad = Some(answer);
-                }
-                Err(error) => tracing::debug!(%server, %error, "an upstream failed"),
-            }
+    /// From the cache or an upstream. What asks for more than the plain answer is not kept: the cache
+    /// knows questions only.
+    async fn ask(
+        &self,
+        resolvers: &Resolvers,
+        request: &Request,
+        query: &Query,
+        counters: &Counters,
+    ) -> Option<Outcome> {
+        let metadata = &request.metadata;
+        let plain =
+            metadata.recursion_desired && !metadata.checking_disabled && !is_dnssec_ok(request);
+        if plain && let Some(kept) = resolvers.cache.get(query, Instant::now()) {
+            count(&counters.cache_hits);
+            return Some(kept);
         }
-        bad
+        let _permit = self.permits.try_acquire().ok()?;
+        let upstream = upstream_request(request, query);
+        let answered = timeout(self.timeout, resolvers.ask(&upstream)).await;
+        let (outcome, length) = answered.ok()??;
+        if plain && length <= MAX_KEPT {
+            // Failures are not kept.
+            let kept = outcome.clone();
+            resolvers.cache.insert(query.clone(), kept, Instant::now());
+        }
+        Some(outcome)
     }
 }
 
-fn is_good(message: &Message) -> bool {
-    matches!(
-        message.metadata.response_code,
-        ResponseCode::NoError | ResponseCode::NXDomain
-    )
+impl Resolvers {
+    fn new(addresses: Vec<SocketAddr>, options: &ResolverOpts) -> Result<Self, NetError> {
+        let context = Arc::new(PoolContext::new(options.clone(), TlsConfig::new()?));
+        let pool = |address: &SocketAddr| {
+            let (mut udp, mut tcp) = (ConnectionConfig::udp(), ConnectionConfig::tcp());
+            (udp.port, tcp.port) = (address.port(), address.port());
+            let server = NameServerConfig::new(address.ip(), true, vec![udp, tcp]);
+            NameServerPool::from_config([server], Arc::clone(&context), TokioRuntimeProvider::new())
+        };
+        Ok(Self {
+            pools: addresses.iter().map(pool).collect(),
+            addresses,
+            preferred: AtomicUsize::new(0),
+            cache: ResponseCache::new(options.cache_size, TtlConfig::from_opts(options)),
+        })
+    }
+
+    /// The first answer, with its length in bytes; an error code (SERVFAIL, REFUSED and the like) only if
+    /// no upstream has an answer. Silence is worth another try, an error is not.
+    async fn ask(&self, request: &DnsRequest) -> Option<(Outcome, usize)> {
+        let mut asked: Vec<_> = self.pools.iter().enumerate().collect();
+        asked.rotate_left(self.preferred.load(Ordering::Relaxed));
+        let mut failure = None;
+        for _ in 0..ATTEMPTS {
+            let mut silent = Vec::new();
+            for (at, pool) in asked {
+                match pool.send(request.clone()).first_answer().await {
+                    Err(error @ NetError::Dns(DnsError::ResponseCode(_))) => {
+                        failure = Some((Err(error), 0));
+                    }
+                    Err(error) if !error.is_no_records_found() => {
+                        tracing::debug!(server = ?self.addresses.get(at), %error, "no answer");
+                        silent.push((at, pool));
+                    }
+                    answer => {
+                        self.preferred.store(at, Ordering::Relaxed);
+                        let length = answer.as_ref().map_or(0, |a| a.as_buffer().len());
+                        return Some((answer.map(Into::into), length));
+                    }
+                }
+            }
+            asked = silent;
+        }
+        failure
+    }
+}
+
+fn is_dnssec_ok(request: &Request) -> bool {
+    let edns = request.edns.as_ref();
+    edns.is_some_and(|edns| edns.flags().dnssec_ok)
+}
+
+/// What an upstream is asked. AD is always asked for, and left out again where the client did not ask for
+/// it (RFC 6840, section 5.7), so that one answer in the cache is good for both.
+fn upstream_request(request: &Request, query: &Query) -> DnsRequest {
+    let mut options = DnsRequestOptions::default();
+    options.recursion_desired = request.metadata.recursion_desired;
+    options.edns_set_dnssec_ok = is_dnssec_ok(request);
+    let mut upstream = DnsRequest::from_query(query.clone(), options);
+    upstream.metadata.checking_disabled = request.metadata.checking_disabled;
+    upstream.metadata.authentic_data = true;
+    upstream
 }
 
 /// An upstream's answer as the reply to a query: the question as the client spelt it, the rest as it came.
-fn adopt(request: &Request, answer: Message) -> Message {
-    let mut reply = request.reply(answer.metadata.response_code);
+fn adopt(request: &Request, query: &Query, outcome: Outcome) -> Reply {
+    let mut reply = Reply::new(request, ResponseCode::ServFail);
     reply.metadata.recursion_available = true;
-    reply.metadata.authentic_data = answer.metadata.authentic_data;
-    reply.metadata.truncation = answer.metadata.truncation;
-    reply.answers = answer.answers;
-    reply.authorities = answer.authorities;
-    reply.additionals = answer.additionals;
-    let name = request.query.name();
+    match outcome {
+        Ok(answer) => {
+            reply.metadata.response_code = answer.metadata.response_code;
+            reply.metadata.authentic_data = answer.metadata.authentic_data
+                && (request.metadata.authentic_data || is_dnssec_ok(request));
+            reply.answers = answer.answers;
+            reply.authorities = answer.authorities;
+            reply.additionals = answer.additionals;
+        }
+        Err(NetError::Dns(DnsError::NoRecordsFound(absence))) => {
+            reply.metadata.response_code = absence.response_code;
+            reply.authorities = absence.authorities.map(|a| a.to_vec()).unwrap_or_default();
+        }
+        Err(NetError::Dns(DnsError::ResponseCode(ResponseCode::Refused))) => {
+            reply.metadata.response_code = ResponseCode::Refused;
+        }
+        Err(_) => {}
+    }
+    let name = query.name();
     for record in reply.answers.iter_mut().filter(|r| r.name == *name) {
         record.name.clone_from(name);
     }

@@ -1,14 +1,18 @@
 //! What fuzz targets call.
 
-use std::{net::IpAddr, sync::LazyLock};
+use std::{net::SocketAddr, sync::LazyLock};
 
-use hickory_proto::op::Message;
+use hickory_server::{
+    net::xfer::Protocol,
+    proto::op::{Message, MessageType},
+    server::Request,
+};
 use portolan_model::NetworkName;
 
 use crate::{
-    answer::{Action, Asker, answer},
-    message::{Transport, UDP_PAYLOAD},
-    testing::{World, network_name},
+    answer::{Action, answer},
+    reply::UDP_PAYLOAD,
+    testing::{World, encoded, network_name},
     zone::{Rotation, Ttls, Zones},
 };
 
@@ -28,35 +32,35 @@ static ROTATION: LazyLock<Rotation> = LazyLock::new(Rotation::default);
 /// A reply that cannot be decoded, or is longer than its client takes.
 pub fn fuzz_query(bytes: &[u8]) {
     let networks: [NetworkName; 2] = ["prod", "vault"].map(network_name);
-    let clients: [IpAddr; 3] =
-        [[10, 96, 0, 11], [10, 97, 0, 11], [192, 0, 2, 200]].map(IpAddr::from);
-    for zones in WORLDS.iter() {
-        for network in &networks {
-            for address in clients {
-                for transport in [Transport::Udp, Transport::Tcp] {
-                    let asker = Asker {
-                        network,
-                        address,
-                        transport,
-                        allow: &[],
-                    };
-                    check(&answer(zones, asker, &ROTATION, bytes), transport);
+    let clients: [SocketAddr; 3] =
+        [[10, 96, 0, 11], [10, 97, 0, 11], [192, 0, 2, 200]].map(|ip| (ip, 5353).into());
+    for client in clients {
+        for transport in [Protocol::Udp, Protocol::Tcp] {
+            let Ok(request) = Request::from_bytes(bytes.to_vec(), client, transport) else {
+                return;
+            };
+            if request.metadata.message_type == MessageType::Response {
+                return;
+            }
+            for zones in WORLDS.iter() {
+                for network in &networks {
+                    let action = answer(zones, network, &[], &ROTATION, &request);
+                    check(&request, action);
                 }
             }
         }
     }
 }
 
-fn check(action: &Action, transport: Transport) {
+fn check(request: &Request, action: Action<'_>) {
     let Action::Reply(reply) = action else { return };
-    assert!(
-        Message::from_vec(&reply.bytes).is_ok(),
-        "{:x?}",
-        reply.bytes
-    );
-    let limit = match transport {
-        Transport::Udp => usize::from(UDP_PAYLOAD),
-        Transport::Tcp => usize::from(u16::MAX),
+    let Some(bytes) = encoded(request, reply) else {
+        return;
     };
-    assert!(reply.bytes.len() <= limit, "{} bytes", reply.bytes.len());
+    assert!(Message::from_vec(&bytes).is_ok(), "{bytes:x?}");
+    let limit = match request.protocol() {
+        Protocol::Udp => usize::from(UDP_PAYLOAD),
+        _ => usize::from(u16::MAX),
+    };
+    assert!(bytes.len() <= limit, "{} bytes", bytes.len());
 }

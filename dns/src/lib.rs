@@ -31,8 +31,8 @@
 mod answer;
 mod config;
 mod forward;
-mod message;
 mod ports;
+mod reply;
 mod server;
 mod stats;
 #[cfg(any(test, feature = "fuzzing"))]

@@ -1,37 +1,30 @@
 //! The server: zones that follow the snapshot, and listeners that follow the zones.
 
-mod listener;
-mod tcp;
+mod handler;
+mod listeners;
 #[cfg(test)]
 mod tests;
-mod udp;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    io,
-    net::{Ipv4Addr, SocketAddr},
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
 use arc_swap::ArcSwap;
-use hickory_proto::op::ResponseCode;
+use hickory_server::{proto::op::Query, server::Request};
 use portolan_model::{NetworkName, NodeId, Snapshot};
-use tokio::{
-    sync::watch,
-    task::{JoinError, JoinSet},
-    time::MissedTickBehavior,
-};
+use tokio::{sync::watch, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     DnsConfig, DnsError, DnsStats,
-    answer::{self, Action, Asker, Reply},
+    answer::{self, Action},
     forward::Forwarder,
-    message::{Request, Transport},
-    stats::{Counters, Problems, count},
+    reply::Reply,
+    stats::{Counters, Problems},
     zone::{Rotation, Ttls, Zones},
 };
+use listeners::Listeners;
 
 /// How often a listener that could not be bound is tried again, and the list of upstreams read again.
 const TICK: Duration = Duration::from_secs(1);
@@ -118,7 +111,7 @@ impl DnsServer {
                     }
                     Err(_) => following = false,
                 },
-                Some(ended) = listeners.running.join_next() => {
+                Some(ended) = listeners.ended() => {
                     if listeners.has_failed(&self, ended)? {
                         // The next tick binds it anew: what fails at once must not spin.
                         continue;
@@ -126,10 +119,10 @@ impl DnsServer {
                 }
                 _ = tick.tick() => {}
             }
-            listeners.reconcile(&self, &cancel);
+            listeners.reconcile(&self);
             self.refresh_upstreams(&listeners).await;
         }
-        listeners.running.shutdown().await;
+        listeners.close().await;
         self.counters.listeners.store(0, Ordering::Relaxed);
         Ok(())
     }
@@ -152,135 +145,23 @@ impl DnsServer {
     }
 
     async fn refresh_upstreams(&self, listeners: &Listeners) {
-        let own: BTreeSet<SocketAddr> = listeners.bound.keys().map(|key| key.1).collect();
         let object = "upstream resolvers";
-        match self.forwarder.refresh(&own).await {
+        match self.forwarder.refresh(&listeners.addresses()).await {
             Ok(()) => self.problems.clear(object),
             Err(problem) => self.problems.set(object, problem),
         }
     }
 
-    /// Decides about a message from a client.
-    fn answer(
-        &self,
-        network: &NetworkName,
-        client: SocketAddr,
-        transport: Transport,
-        query: &[u8],
-    ) -> Action {
-        let asker = Asker {
-            network,
-            address: client.ip(),
-            transport,
-            allow: &self.config.allow,
+    /// The reply to a query that came to the address of a network. Only one that is not ours waits for
+    /// anything.
+    async fn reply(&self, network: &NetworkName, request: &Request) -> Reply {
+        let (zones, allow) = (self.zones.load_full(), &self.config.allow);
+        let reply = match answer::answer(&zones, network, allow, &self.rotation, request) {
+            Action::Reply(reply) => reply,
+            Action::Forward(query) => self.forwarder.forward(request, query, &self.counters).await,
         };
-        let action = answer::answer(&self.zones.load(), asker, &self.rotation, query);
-        match &action {
-            Action::Drop => count(&self.counters.malformed),
-            Action::Reply(reply) => {
-                if reply.qtype.is_none() && reply.code == ResponseCode::FormErr {
-                    count(&self.counters.malformed);
-                }
-                self.counters.reply(reply.qtype, reply.code);
-            }
-            Action::Forward(_) => {}
-        }
-        action
+        let qtype = answer::question(request).map(Query::query_type);
+        self.counters.reply(qtype, reply.metadata.response_code);
+        reply
     }
-
-    /// The reply to a query that is not ours.
-    async fn forward(&self, request: &Request) -> Option<Reply> {
-        let message = self.forwarder.forward(request, &self.counters).await;
-        let reply = answer::encode(request, message)?;
-        self.counters.reply(reply.qtype, reply.code);
-        Some(reply)
-    }
-}
-
-/// A listener's network and address.
-type Key = (NetworkName, SocketAddr);
-
-/// A listener that ended, and whether it had been told to.
-struct Ended {
-    key: Key,
-    token: CancellationToken,
-    result: io::Result<()>,
-}
-
-/// The listeners that are bound.
-#[derive(Default)]
-struct Listeners {
-    bound: BTreeMap<Key, CancellationToken>,
-    failing: BTreeSet<Key>,
-    running: JoinSet<Ended>,
-}
-
-impl Listeners {
-    /// Binds what is wanted and not there, closes what is there and not wanted.
-    fn reconcile(&mut self, server: &Arc<DnsServer>, cancel: &CancellationToken) {
-        let at = |ip: Ipv4Addr| SocketAddr::from((ip, server.config.port));
-        let wanted: BTreeSet<Key> = server
-            .zones
-            .load()
-            .served()
-            .map(|(network, gateway)| (network.clone(), at(gateway)))
-            .collect();
-        self.bound.retain(|key, listener| {
-            let keep = wanted.contains(key);
-            if !keep {
-                listener.cancel();
-            }
-            keep
-        });
-        for gone in self.failing.difference(&wanted) {
-            server.problems.clear(&object(gone));
-        }
-        self.failing.clear();
-        for key in wanted {
-            if self.bound.contains_key(&key) {
-                continue;
-            }
-            match listener::bind(key.1) {
-                Ok(sockets) => {
-                    tracing::info!("serving {}", object(&key));
-                    server.problems.clear(&object(&key));
-                    let token = cancel.child_token();
-                    self.bound.insert(key.clone(), token.clone());
-                    let server = Arc::clone(server);
-                    self.running.spawn(async move {
-                        let result = listener::serve(&server, &key.0, sockets, &token).await;
-                        Ended { key, token, result }
-                    });
-                }
-                Err(error) => {
-                    server.problems.set(&object(&key), error.to_string());
-                    self.failing.insert(key);
-                }
-            }
-        }
-        let bound = self.bound.len() as u64;
-        server.counters.listeners.store(bound, Ordering::Relaxed);
-    }
-
-    /// Notes the end of a listener, and returns whether it was by an error and not by our will.
-    fn has_failed(
-        &mut self,
-        server: &DnsServer,
-        ended: Result<Ended, JoinError>,
-    ) -> Result<bool, DnsError> {
-        let ended = ended.map_err(|e| DnsError::Task(e.into()))?;
-        match ended.result {
-            Err(error) if !ended.token.is_cancelled() => {
-                server.problems.set(&object(&ended.key), error.to_string());
-                self.bound.remove(&ended.key);
-                self.failing.insert(ended.key);
-                Ok(true)
-            }
-            Ok(()) | Err(_) => Ok(false),
-        }
-    }
-}
-
-fn object(key: &Key) -> String {
-    format!("DNS of network {} on {}", key.0, key.1)
 }

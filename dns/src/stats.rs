@@ -8,7 +8,7 @@ use std::{
     },
 };
 
-use hickory_proto::{op::ResponseCode, rr::RecordType};
+use hickory_server::proto::{op::ResponseCode, rr::RecordType};
 
 /// The query types that are counted by name; the last stands for all others.
 const QTYPES: [&str; 13] = [
@@ -33,7 +33,8 @@ pub struct QueryCount {
 /// The server's counters since its start.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct DnsStats {
-    /// Replies by type and response code, forwarded ones included; only those that occurred.
+    /// Replies by type and response code, forwarded ones included; only those that occurred. What cannot
+    /// be decoded gets FORMERR before it comes to be counted.
     pub queries: Vec<QueryCount>,
     /// Queries that were not ours to answer and that an upstream or the cache was asked for.
     pub forwarded: u64,
@@ -41,10 +42,6 @@ pub struct DnsStats {
     pub cache_hits: u64,
     /// Those of them that no upstream answered, or that were too many at once.
     pub forward_failures: u64,
-    /// Messages that could not be decoded, dropped or answered FORMERR.
-    pub malformed: u64,
-    /// Replies that the kernel refused to send.
-    pub send_failures: u64,
     /// Addresses listened on, UDP and TCP counted once.
     pub listeners: u64,
 }
@@ -56,8 +53,6 @@ pub(crate) struct Counters {
     pub(crate) forwarded: AtomicU64,
     pub(crate) cache_hits: AtomicU64,
     pub(crate) forward_failures: AtomicU64,
-    pub(crate) malformed: AtomicU64,
-    pub(crate) send_failures: AtomicU64,
     pub(crate) listeners: AtomicU64,
 }
 
@@ -97,8 +92,6 @@ impl Counters {
             forwarded: get(&self.forwarded),
             cache_hits: get(&self.cache_hits),
             forward_failures: get(&self.forward_failures),
-            malformed: get(&self.malformed),
-            send_failures: get(&self.send_failures),
             listeners: get(&self.listeners),
         }
     }

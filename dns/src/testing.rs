@@ -7,11 +7,18 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
+use hickory_server::{
+    net::xfer,
+    proto::{op::Message, serialize::binary::BinEncoder},
+    server::Request,
+};
 use ipnetwork::Ipv4Network;
 use portolan_model::{
     Catalog, Endpoint, EndpointMode, Network, NetworkAttach, NetworkName, Node, NodeId, Protocol,
     PublishedPort, Record, Service, ServiceNetwork, Slice, Snapshot, Task, TaskState,
 };
+
+use crate::reply::{self, Reply};
 
 /// What one node publishes, and is.
 #[derive(Debug, Clone, Default)]
@@ -172,4 +179,22 @@ pub(crate) fn dnsrr(service: Service) -> Service {
         endpoint_mode: EndpointMode::Dnsrr,
         ..service
     }
+}
+
+/// The bytes of a reply, encoded within the limit to which hickory's server encodes it.
+pub(crate) fn encoded(request: &Request, reply: Reply) -> Option<Vec<u8>> {
+    let reply = reply.fitted(request).ok()?;
+    let edns = reply::opt(request);
+    let mut bytes = Vec::new();
+    let mut encoder = BinEncoder::new(&mut bytes);
+    encoder.set_max_size(match (request.protocol(), &edns) {
+        (xfer::Protocol::Udp, Some(edns)) => edns.max_payload(),
+        (xfer::Protocol::Udp, None) => 512,
+        _ => u16::MAX,
+    });
+    let response = reply.response(request, edns.as_ref());
+    response.destructive_emit(&mut encoder).unwrap();
+    let message = Message::from_vec(&bytes).unwrap();
+    assert_eq!(message.edns.is_some(), request.edns.is_some(), "{message}");
+    Some(bytes)
 }

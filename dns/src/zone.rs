@@ -14,7 +14,7 @@ use std::{
     },
 };
 
-use hickory_proto::rr::{Name, Record};
+use hickory_server::proto::rr::{Name, Record};
 use ipnetwork::Ipv4Network;
 use portolan_model::{NetworkName, Service};
 

@@ -1,11 +1,13 @@
 //! Which resolvers the node uses.
 
-use std::{
-    fmt,
-    net::{IpAddr, SocketAddr},
-};
+use std::{fmt, net::SocketAddr};
+
+use hickory_server::resolver::system_conf::parse_resolv_conf;
 
 use crate::Upstreams;
+
+/// The port of resolvers in resolv.conf(5), which cannot name another.
+const PORT: u16 = 53;
 
 /// Where the list comes from.
 #[derive(Debug)]
@@ -32,36 +34,20 @@ impl Source {
     pub(super) async fn read(&self) -> Result<Vec<SocketAddr>, String> {
         match &self.0 {
             Upstreams::Explicit(servers) => Ok(servers.clone()),
-            Upstreams::ResolvConf(path) => match tokio::fs::read(path).await {
-                Ok(text) => Ok(nameservers(&String::from_utf8_lossy(&text))),
-                Err(error) => Err(format!("cannot read {}: {error}", path.display())),
-            },
+            Upstreams::ResolvConf(path) => {
+                let text = tokio::fs::read(path).await;
+                let text = text.map_err(|error| format!("cannot read {self}: {error}"))?;
+                nameservers(&text).map_err(|error| format!("cannot use {self}: {error}"))
+            }
         }
     }
 }
 
-/// The `nameserver` lines, each once. Addresses with a zone (`fe80::1%eth0`) need one as a number.
-fn nameservers(text: &str) -> Vec<SocketAddr> {
-    let mut servers = Vec::new();
-    for line in text.lines() {
-        let mut words = line.split_ascii_whitespace();
-        if words.next() != Some("nameserver") {
-            continue;
-        }
-        if let Some(server) = words.next().and_then(server)
-            && !servers.contains(&server)
-        {
-            servers.push(server);
-        }
-    }
-    servers
-}
-
-fn server(word: &str) -> Option<SocketAddr> {
-    match word.parse::<IpAddr>() {
-        Ok(ip) => Some(SocketAddr::new(ip, 53)),
-        Err(_) => format!("[{word}]:53").parse().ok(),
-    }
+fn nameservers(text: &[u8]) -> Result<Vec<SocketAddr>, impl fmt::Display> {
+    parse_resolv_conf(text).map(|(config, _)| {
+        let servers = config.name_servers().iter();
+        servers.map(|s| SocketAddr::new(s.ip, PORT)).collect()
+    })
 }
 
 #[cfg(test)]
@@ -69,10 +55,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nameserver_lines_count_and_nothing_else() {
+    fn nameserver_lines_count_and_what_is_wrong_is_passed_over() {
         let text = "# comment\nsearch corp\nnameserver 10.0.0.1 \n\tnameserver ::1\n\
-                    nameserver fe80::1%2\nnameserver x\nnameserver\noptions ndots:1\nnameserver 10.0.0.1\n";
-        let found: Vec<String> = nameservers(text).iter().map(ToString::to_string).collect();
-        assert_eq!(found, ["10.0.0.1:53", "[::1]:53", "[fe80::1%2]:53"]);
+                    nameserver x\nnameserver\noptions ndots:1 nosuch:2\nnosuch line\n";
+        let found = nameservers(text.as_bytes()).map_err(|e| e.to_string());
+        let found: Vec<String> = found.unwrap().iter().map(ToString::to_string).collect();
+        assert_eq!(found, ["10.0.0.1:53", "[::1]:53"]);
+        assert!(nameservers(b"search corp\n").is_err());
     }
 }

@@ -5,7 +5,7 @@ mod harness;
 
 use std::{net::SocketAddr, time::Duration};
 
-use hickory_proto::{
+use hickory_server::proto::{
     op::{Message, ResponseCode},
     rr::RecordType,
 };
@@ -102,10 +102,7 @@ async fn dig_finds_services_tasks_ports_and_names_of_addresses() {
     assert_eq!(count("SRV", "NOERROR"), 1);
     assert_eq!(count("A", "NXDOMAIN"), 1);
     assert_eq!(count("PTR", "NOERROR"), 2);
-    assert_eq!(
-        (stats.listeners, stats.forwarded, stats.malformed),
-        (1, 0, 0)
-    );
+    assert_eq!((stats.listeners, stats.forwarded), (1, 0));
     running.stop().await;
 }
 
@@ -165,9 +162,13 @@ async fn one_connection_takes_many_queries() {
         let reply = Message::from_vec(&reply).unwrap();
         assert_eq!((reply.metadata.id, reply.answers.len()), (id, 1));
     }
-    // What is no query ends the connection.
-    stream.write_all(&[0, 3, 1, 2, 3]).await.unwrap();
-    assert_eq!(stream.read(&mut [0; 1]).await.unwrap(), 0);
+    // What is no query is passed over.
+    let good = query(7, "web.", RecordType::A).to_vec().unwrap();
+    let length = u16::try_from(good.len()).unwrap().to_be_bytes();
+    let sent = [&[0, 3, 1, 2, 3], &length[..], &good].concat();
+    stream.write_all(&sent).await.unwrap();
+    let length = stream.read_u16().await.unwrap();
+    assert_eq!((stream.read_u16().await.unwrap(), length > 12), (7, true));
     running.stop().await;
 }
 
@@ -345,7 +346,6 @@ async fn noise_does_not_keep_it_from_answering() {
     )
     .await;
     assert_eq!(reply.metadata.response_code, ResponseCode::NoError);
-    assert!(running.server.stats().malformed > 0);
     running.stop().await;
 }
 

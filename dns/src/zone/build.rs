@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use hickory_proto::rr::Name;
+use hickory_server::proto::rr::Name;
 use portolan_model::{
     EndpointMode, NetworkName, NetworkView, ServiceNetwork, ServiceView, Snapshot, TaskState,
     TaskView,

@@ -2,7 +2,7 @@
 
 use std::{iter, net::IpAddr};
 
-use hickory_proto::rr::{
+use hickory_server::proto::rr::{
     Name, RData, Record, RecordType,
     rdata::{A, AAAA, PTR, SRV},
 };

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use hickory_proto::rr::{Name, RData, RecordType};
+use hickory_server::proto::rr::{Name, RData, RecordType};
 use portolan_model::{Protocol, PublishedPort, Service, TaskState};
 
 use super::{Found, Rotation, Ttls, Zones};

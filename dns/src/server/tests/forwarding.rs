@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use hickory_proto::{
+use hickory_server::proto::{
     op::{Edns, Message, ResponseCode},
     rr::{
         Name, RData, Record, RecordType,
@@ -29,8 +29,9 @@ use super::{
 };
 use crate::{DnsConfig, Upstreams};
 
-/// A resolver whose answers depend on the first label: `www`, `nx`, `refused`, `fail`, `big` (cut over
-/// UDP), `silent`, `forged` (a wrong answer first).
+/// A resolver whose answers depend on the first label: `www`, `nx`, `nodata`, `refused`, `fail`, `fickle`
+/// (which fails on addresses that end in 53), `signed` (with AD if asked for), `big` (cut over UDP),
+/// `silent`, `forged` (a wrong answer first).
 struct Upstream {
     address: SocketAddr,
     asked: Arc<AtomicUsize>,
@@ -51,7 +52,7 @@ impl Upstream {
             while let Ok((length, client)) = udp.recv_from(&mut buffer).await {
                 counter.fetch_add(1, Ordering::Relaxed);
                 let query = Message::from_vec(&buffer[..length]).unwrap();
-                for reply in replies(&query, true) {
+                for reply in replies(address, &query, true) {
                     let bytes = reply.to_vec().unwrap();
                     udp.send_to(&bytes, client).await.unwrap();
                 }
@@ -62,7 +63,7 @@ impl Upstream {
                 let mut query = vec![0; stream.read_u16().await.unwrap().into()];
                 stream.read_exact(&mut query).await.unwrap();
                 let query = Message::from_vec(&query).unwrap();
-                let reply = replies(&query, false).remove(0).to_vec().unwrap();
+                let reply = replies(address, &query, false).remove(0).to_vec().unwrap();
                 let length = u16::try_from(reply.len()).unwrap();
                 stream.write_u16(length).await.unwrap();
                 stream.write_all(&reply).await.unwrap();
@@ -80,7 +81,7 @@ impl Upstream {
     }
 }
 
-fn replies(query: &Message, udp: bool) -> Vec<Message> {
+fn replies(own: SocketAddr, query: &Message, udp: bool) -> Vec<Message> {
     let asked = &query.queries[0];
     let mut reply = Message::response(query.metadata.id, query.metadata.op_code);
     reply.metadata.recursion_available = true;
@@ -100,14 +101,23 @@ fn replies(query: &Message, udp: bool) -> Vec<Message> {
         .to_ascii_lowercase()
         .as_slice()
     {
-        b"nx" => {
+        label @ (b"nx" | b"nodata") => {
             let zone = Name::from_ascii("example.com.").unwrap();
             let soa = SOA::new(zone.clone(), zone.clone(), 1, 1, 1, 1, 30);
-            reply.metadata.response_code = ResponseCode::NXDomain;
+            if label == b"nx" {
+                reply.metadata.response_code = ResponseCode::NXDomain;
+            }
             reply.add_authority(Record::from_rdata(zone, 30, RData::SOA(soa)));
         }
         b"refused" => reply.metadata.response_code = ResponseCode::Refused,
         b"fail" => reply.metadata.response_code = ResponseCode::ServFail,
+        b"fickle" if own.ip().to_string().ends_with(".53") => {
+            reply.metadata.response_code = ResponseCode::ServFail;
+        }
+        b"signed" => {
+            reply.metadata.authentic_data = query.metadata.authentic_data;
+            reply.add_answer(a(80));
+        }
         b"big" if udp => reply.metadata.truncation = true,
         b"big" => {
             reply.add_answers((0..150).map(a));
@@ -140,7 +150,7 @@ fn forwarding_to(upstreams: Vec<SocketAddr>) -> DnsConfig {
 
 #[tokio::test]
 async fn an_upstream_answers_what_is_not_ours() {
-    let upstream = Upstream::start("127.0.0.1:0").await;
+    let upstream = Upstream::start("127.77.20.53:0").await;
     let running = Running::start(20, forwarding_to(vec![upstream.address]), &world(20)).await;
     let text = running.dig("wWw.Example.com").await;
     assert!(
@@ -156,6 +166,11 @@ async fn an_upstream_answers_what_is_not_ours() {
     let text = running.dig("nx.example.com").await;
     assert!(
         text.contains("status: NXDOMAIN") && text.contains("SOA"),
+        "{text}"
+    );
+    let text = running.dig("nodata.example.com").await;
+    assert!(
+        text.contains("status: NOERROR") && text.contains("ANSWER: 0, AUTHORITY: 1"),
         "{text}"
     );
     assert!(
@@ -185,7 +200,7 @@ async fn an_upstream_answers_what_is_not_ours() {
 
 #[tokio::test]
 async fn an_answer_is_kept_for_its_ttl_and_spelt_as_asked() {
-    let upstream = Upstream::start("127.0.0.1:0").await;
+    let upstream = Upstream::start("127.77.21.53:0").await;
     let running = Running::start(21, forwarding_to(vec![upstream.address]), &world(21)).await;
     for name in ["www.example.com.", "WWW.example.COM.", "www.example.com."] {
         let reply = ask(
@@ -221,7 +236,7 @@ async fn an_answer_is_kept_for_its_ttl_and_spelt_as_asked() {
 
 #[tokio::test]
 async fn a_cut_answer_is_fetched_whole() {
-    let upstream = Upstream::start("127.0.0.1:0").await;
+    let upstream = Upstream::start("127.77.22.53:0").await;
     let running = Running::start(22, forwarding_to(vec![upstream.address]), &world(22)).await;
     assert!(
         running
@@ -234,11 +249,44 @@ async fn a_cut_answer_is_fetched_whole() {
 }
 
 #[tokio::test]
+async fn dnssec_flags_pass_and_what_asks_for_signatures_is_not_kept() {
+    let upstream = Upstream::start("127.77.27.53:0").await;
+    let running = Running::start(27, forwarding_to(vec![upstream.address]), &world(27)).await;
+    let plain = running.dig("+noadflag signed.example.com").await;
+    assert!(plain.contains("flags: qr rd ra;"), "{plain}");
+    let authentic = running.dig("+adflag signed.example.com").await;
+    assert!(authentic.contains("flags: qr rd ra ad;"), "{authentic}");
+    assert_eq!(upstream.asked(), 1);
+    for asked in [2, 3] {
+        let signed = running.dig("+dnssec +noadflag signed.example.com").await;
+        assert!(signed.contains("flags: qr rd ra ad;"), "{signed}");
+        assert!(signed.contains("EDNS: version: 0, flags: do;"), "{signed}");
+        assert_eq!(upstream.asked(), asked);
+    }
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn the_failure_of_one_upstream_is_not_the_last_word() {
+    let (first, second) = (
+        Upstream::start("127.77.28.53:0").await,
+        Upstream::start("127.77.28.54:0").await,
+    );
+    let servers = vec![first.address, second.address];
+    let running = Running::start(28, forwarding_to(servers), &world(28)).await;
+    assert_eq!(running.short("www.example.com").await, ["192.0.2.80"]);
+    assert_eq!((first.asked(), second.asked()), (1, 0), "in their order");
+    assert_eq!(running.short("fickle.example.com").await, ["192.0.2.80"]);
+    assert_eq!((first.asked(), second.asked()), (2, 1));
+    running.stop().await;
+}
+
+#[tokio::test]
 async fn silence_is_servfail_and_another_upstream_is_asked() {
     let dead: SocketAddr = "127.77.23.99:9".parse().unwrap();
     let (first, second) = (
-        Upstream::start("127.0.0.1:0").await,
-        Upstream::start("127.0.0.1:0").await,
+        Upstream::start("127.77.23.53:0").await,
+        Upstream::start("127.77.23.54:0").await,
     );
     let servers = vec![dead, first.address, second.address];
     let running = Running::start(23, forwarding_to(servers), &world(23)).await;
@@ -257,7 +305,7 @@ async fn silence_is_servfail_and_another_upstream_is_asked() {
 
 #[tokio::test]
 async fn nothing_leaves_an_internal_network() {
-    let upstream = Upstream::start("127.0.0.1:0").await;
+    let upstream = Upstream::start("127.77.24.53:0").await;
     let mut world = crate::testing::World::default();
     world.node().network("vault", &super::subnet(24), true);
     let running = Running::start(24, forwarding_to(vec![upstream.address]), &world).await;
@@ -273,7 +321,7 @@ async fn nothing_leaves_an_internal_network() {
 
 #[tokio::test]
 async fn too_many_queries_at_once_are_servfail() {
-    let upstream = Upstream::start("127.0.0.1:0").await;
+    let upstream = Upstream::start("127.77.25.53:0").await;
     let few = DnsConfig {
         max_forwards: 0,
         ..forwarding_to(vec![upstream.address])

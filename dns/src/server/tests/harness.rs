@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use hickory_proto::{
+use hickory_server::proto::{
     op::{Message, MessageType, OpCode, Query},
     rr::{Name, RecordType},
 };
