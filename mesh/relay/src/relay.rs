@@ -131,8 +131,14 @@ impl Relay {
             )));
         }
         let served = Arc::new(Served::new(spec, &self.ended));
-        for socket in listener::open(&spec.frontend)? {
-            self.listen(&served, socket)?;
+        let sockets = listener::open(&spec.frontend)?;
+        let listening = sockets
+            .into_iter()
+            .try_for_each(|socket| self.listen(&served, socket));
+        if let Err(error) = listening {
+            // All of its sockets or none.
+            self.end(&served);
+            return Err(error);
         }
         write(&self.table).insert(spec.frontend.clone(), served);
         Ok(())

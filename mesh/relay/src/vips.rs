@@ -108,13 +108,13 @@ impl Vips {
         matches!(ip, IpAddr::V4(ip) if self.programmed.contains(&ip))
     }
 
-    /// Takes the rules out of the kernel and closes the sockets.
+    /// Closes the sockets and takes the rules out of the kernel.
     pub(crate) fn clear(&mut self) -> Result<(), Error> {
+        self.sockets = None;
         if !self.programmed.is_empty() {
             nft::remove()?;
             self.programmed.clear();
         }
-        self.sockets = None;
         Ok(())
     }
 }

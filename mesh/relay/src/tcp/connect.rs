@@ -13,7 +13,7 @@ use portolan_plane::Sources;
 use socket2::SockRef;
 use tokio::{
     net::{TcpSocket, TcpStream},
-    time::{sleep_until, timeout},
+    time::{Instant as Deadline, sleep_until, timeout},
 };
 
 use crate::{
@@ -55,19 +55,19 @@ pub(super) async fn to_backend(
     let first = candidates.next().ok_or(Refusal::NoBackend)?;
     let route = Arc::clone(candidates.route());
     let mut pending = FuturesUnordered::new();
-    // Who is being waited for, so that the one that was overtaken is known.
-    let mut waiting: Vec<Arc<Live>> = Vec::new();
+    // Who is waited for, and until when alone, so that those that were overtaken are known.
+    let mut waiting: Vec<(Arc<Live>, Deadline)> = Vec::new();
     let mut next = Some(first);
     let mut patience = engine.config.patience;
-    let mut give_up_on_last = tokio::time::Instant::now();
+    let mut alone_until = Deadline::now();
     let mut tried = 0_u64;
     let mut exhausted = false;
     loop {
         if let Some(reserved) = next.take() {
             tried += 1;
-            waiting.push(Arc::clone(reserved.backend()));
+            alone_until = Deadline::now() + patience;
+            waiting.push((Arc::clone(reserved.backend()), alone_until));
             pending.push(attempt(engine, Arc::clone(&route), reserved, asked_port));
-            give_up_on_last = tokio::time::Instant::now() + patience;
             patience = LATER_PATIENCE.min(engine.config.patience);
         }
         tokio::select! {
@@ -75,9 +75,10 @@ pub(super) async fn to_backend(
                 Ok(stream) => {
                     let winner = attempt.reserved;
                     engine.passed_over.answered(&winner.backend().spec, Protocol::Tcp);
-                    for slow in &waiting {
-                        if !Arc::ptr_eq(slow, winner.backend()) {
-                            failed(engine, slow, Some(Fault::Silent));
+                    let now = Deadline::now();
+                    for (live, alone_until) in &waiting {
+                        if *alone_until <= now && !Arc::ptr_eq(live, winner.backend()) {
+                            failed(engine, live, Some(Fault::Silent));
                         }
                     }
                     served.counters.retries.fetch_add(u64::from(tried > 1), Ordering::Relaxed);
@@ -85,11 +86,11 @@ pub(super) async fn to_backend(
                 }
                 Err(error) => {
                     failed(engine, attempt.reserved.backend(), Fault::of(&error));
-                    waiting.retain(|live| !Arc::ptr_eq(live, attempt.reserved.backend()));
+                    waiting.retain(|(live, _)| !Arc::ptr_eq(live, attempt.reserved.backend()));
                     next = candidates.next();
                 }
             },
-            () = sleep_until(give_up_on_last), if !exhausted => {
+            () = sleep_until(alone_until), if !exhausted => {
                 next = candidates.next();
                 exhausted = next.is_none();
             }
