@@ -180,13 +180,16 @@ async fn all(state: State<Pages>) -> Json<All> {
 }
 
 async fn healthz(State(pages): State<Pages>) -> (StatusCode, String) {
-    match pages.since_beat() {
-        since if since < STUCK => (StatusCode::OK, "ok\n".to_owned()),
-        since => {
-            let text = format!("the agent's loop has not moved for {} s\n", since.as_secs());
-            (StatusCode::SERVICE_UNAVAILABLE, text)
-        }
+    health(pages.since_beat())
+}
+
+fn health(since_beat: Duration) -> (StatusCode, String) {
+    if since_beat < STUCK {
+        return (StatusCode::OK, "ok\n".to_owned());
     }
+    let seconds = since_beat.as_secs();
+    let text = format!("the agent's loop has not moved for {seconds} s\n");
+    (StatusCode::SERVICE_UNAVAILABLE, text)
 }
 
 async fn readyz(State(pages): State<Pages>) -> (StatusCode, String) {
@@ -214,5 +217,18 @@ async fn metrics(State(pages): State<Pages>) -> Response {
     match metrics::text(&pages.shared).await {
         Ok(text) => ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error:#}\n")).into_response(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_heart_that_stops_is_seen() {
+        assert_eq!(health(Duration::from_secs(1)).0, StatusCode::OK);
+        let (status, text) = health(Duration::from_secs(61));
+        assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+        assert!(text.contains("61 s"), "{text}");
     }
 }

@@ -236,7 +236,7 @@ impl Facts {
     fn member_problem(&self, member: &Member) -> String {
         let down = self.now.duration_since(member.since).unwrap_or_default();
         format!(
-            "member {} ({}) is down, since {}",
+            "member {} ({}) has been down for {}",
             member.name,
             member.addr.ip(),
             ago(down)

@@ -50,7 +50,7 @@ fn a_well_node_has_a_member_down_and_nothing_else_to_say() {
     );
     assert_eq!(
         status.problems,
-        ["member n3 (10.77.0.3) is down, since 5 min"]
+        ["member n3 (10.77.0.3) has been down for 5 min"]
     );
     let ports: Vec<_> = status
         .ports
@@ -109,7 +109,7 @@ fn problems_stand_on_the_node_and_on_the_object() {
             "service web: *:8080/tcp: port 8080/tcp is held",
             "network ingress: cannot listen",
             "task web.1: no such process",
-            "member n3 (10.77.0.3) is down, since 5 min",
+            "member n3 (10.77.0.3) has been down for 5 min",
         ]
     );
     assert_eq!(
