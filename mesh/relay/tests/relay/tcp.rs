@@ -285,6 +285,7 @@ fn bulk_goes_both_ways_unchanged() {
         assert_eq!(there.join().unwrap(), digest);
         assert_eq!(back.join().unwrap(), digest);
     });
+    assert!(pipes() > before, "it went by splice(2)");
     let stats = pair.rig.stats().backends[0].2.clone();
     assert_eq!(
         (stats.bytes_in, stats.bytes_out),
