@@ -51,7 +51,7 @@ fn health_and_readiness_say_what_is_missing() -> Result<()> {
     )?;
     let page = page.body;
     ensure!(
-        page.contains("<title>") && page.contains("Portolan"),
+        page.contains("<title>") && page.contains("portolan"),
         "{page}"
     );
     Ok(())
