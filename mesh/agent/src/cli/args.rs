@@ -16,8 +16,12 @@ use crate::{config::Flags, demo::DemoArgs, whoami::WhoamiArgs};
                   Begin with `portolan demo`, or `portolan keygen FILE` and `portolan agent --key-file FILE`."
 )]
 pub(crate) struct Cli {
-    /// The agent's admin socket [env: PORTOLAN_SOCKET] [default: /run/portolan/portolan.sock]
-    #[arg(long, global = true, value_name = "PATH")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "PATH",
+        help = "The agent's admin socket [env: PORTOLAN_SOCKET] [default: /run/portolan/portolan.sock]"
+    )]
     pub(crate) socket: Option<String>,
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -104,8 +108,11 @@ pub(crate) struct AgentArgs {
 /// Where a configuration comes from, the environment aside.
 #[derive(Debug, Args)]
 pub(crate) struct Sources {
-    /// The configuration file (TOML) [env: PORTOLAN_CONFIG]
-    #[arg(long, value_name = "FILE")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        help = "The configuration file (TOML) [env: PORTOLAN_CONFIG]"
+    )]
     pub(crate) config: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) flags: Flags,
@@ -114,16 +121,14 @@ pub(crate) struct Sources {
 /// How a list is shown.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
-    /// For people.
     #[default]
     Table,
-    /// For programs.
     Json,
 }
 
 #[derive(Debug, Clone, Copy, Args)]
 pub(crate) struct Listing {
-    /// For people or for programs
+    /// A table for people, or JSON for programs
     #[arg(long, value_enum, default_value_t)]
     pub(crate) format: Format,
 }

@@ -19,7 +19,11 @@ use crate::{
 };
 
 /// How long leaving may take: the drain times of the node's services are waited for.
-const LEAVE: Duration = Duration::from_secs(3600);
+const LEAVE: Duration = Duration::from_hours(1);
+/// What the DNS library logs at `info` for each query, and at `warn` for what any client can provoke, is
+/// left out, unless `log` names its crates.
+const QUIET: &str =
+    "hickory_server=error,hickory_net=error,hickory_resolver=error,hickory_proto=error";
 
 impl Sources {
     /// Whether anything of it was given.
@@ -92,7 +96,7 @@ pub(crate) fn agent(socket: Option<String>, args: AgentArgs) -> Result<(), Failu
 }
 
 fn log_to_stderr(config: &Config) -> Result<(), Failure> {
-    let filter = EnvFilter::try_new(&config.log)
+    let filter = EnvFilter::try_new(format!("{QUIET},{}", config.log))
         .map_err(|error| Failure::input(format!("log: {error}; give a level such as info")))?;
     let lines = tracing_subscriber::fmt()
         .with_env_filter(filter)

@@ -51,7 +51,11 @@ impl Reader {
         let advertise = self.advertise(machine);
         let gossip_port = self.one(Key::GossipPort, 7946, value::port);
         let join = self.join(machine, gossip_port.unwrap_or(7946));
-        let key_file = self.key_file(machine);
+        let key_file = self.one(Key::KeyFile, None, |text| {
+            let file = value::path(text)?;
+            check_key_file(machine, &file)?;
+            Ok(Some(file))
+        });
         let insecure = self.one(Key::Insecure, false, value::switch);
         let cluster = self.one(Key::Cluster, "portolan".into(), value::name);
         let state_dir = self.one(Key::StateDir, "/var/lib/portolan".into(), value::path);
@@ -193,18 +197,6 @@ impl Reader {
         Some(seen)
     }
 
-    fn key_file(&mut self, machine: &impl Machine) -> Option<Option<PathBuf>> {
-        if !self.entries.contains_key(&Key::KeyFile) {
-            return Some(None);
-        }
-        self.one(Key::KeyFile, PathBuf::new(), |text| {
-            let file = value::path(text)?;
-            check_key_file(machine, &file)?;
-            Ok(file)
-        })
-        .map(Some)
-    }
-
     fn stacks(&mut self, machine: &impl Machine) -> Option<Vec<PathBuf>> {
         self.many(Key::Stack, |text| {
             let file = value::path(text)?;
@@ -251,10 +243,8 @@ impl Reader {
         default: T,
         parse: impl Fn(&str) -> Result<T, Fault>,
     ) -> Option<T> {
-        match self.many(key, parse) {
-            Some(values) => Some(values.into_iter().next_back().unwrap_or(default)),
-            None => None,
-        }
+        let values = self.many(key, parse)?;
+        Some(values.into_iter().next_back().unwrap_or(default))
     }
 
     /// All values of a key. `None`: at least one is wrong, and all that are are noted.
