@@ -4,7 +4,8 @@
 //! - [`DnsServer`] follows the snapshot: it binds UDP and TCP listeners where this node has a gateway,
 //!   and swaps in a new zone at each change. Queries read the zone without a lock.
 //! - The zone is a pure function of the [`portolan_model::Snapshot`]; answering is a pure function of
-//!   the zone and the query's bytes. Only forwarding waits for anything.
+//!   the zone and the query. Only forwarding waits for anything.
+//! - Sockets, messages, the client that asks upstreams and its cache are those of [`hickory_server`].
 //!
 //! What it does *not* do: recursion, zone transfers, dynamic updates, DNSSEC signing or validation
 //! (the upstream's AD bit and signatures are passed on), and answers to anyone who is not on the network.
