@@ -250,16 +250,19 @@ fn a_key_is_rotated() -> Result<()> {
     change("install", "no key")?.refused(400)?;
     change("install", &"6b".repeat(32))?.refused(409)?;
     let both = ids(change("install", &"7c".repeat(32))?)?;
-    ensure!(both.len() == 2 && both[0] == *old, "{both:?}");
+    let [first, new] = both.as_slice() else {
+        anyhow::bail!("{both:?}")
+    };
+    ensure!(first == old, "{both:?}");
     change("use", "00000000")?.refused(404)?;
     change("remove", old)?.refused(409)?;
-    let used = ids(change("use", &both[1])?)?;
-    ensure!(used == [both[1].clone(), old.clone()], "{used:?}");
+    let used = ids(change("use", new)?)?;
+    ensure!(used == [new.clone(), old.clone()], "{used:?}");
     let status = agent.ask("GET", "/v1/status", &Value::Null)?.ok()?;
     ensure!(
-        text(&status, "encryption") == format!("on, key {}", both[1]),
+        text(&status, "encryption") == format!("on, key {new}"),
         "{status}"
     );
-    ensure!(ids(change("remove", old)?)? == [both[1].clone()]);
+    ensure!(ids(change("remove", old)?)? == [new.clone()]);
     agent.leave()
 }
