@@ -26,7 +26,7 @@ impl Options {
     fn parse() -> Option<Self> {
         let mut options = Self {
             nodes: 1000,
-            records: 20,
+            records: 5,
             seed: 1,
             loss: 0,
             updates: 10,

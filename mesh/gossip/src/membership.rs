@@ -256,7 +256,7 @@ impl Membership {
             foca.apply_many(updates.into_iter(), true, runtime)
         });
         for id in lost {
-            let _ = self.drive(now, |foca, runtime| foca.announce(id, runtime));
+            self.call(id, now);
         }
     }
 
@@ -286,6 +286,11 @@ impl Membership {
         if let Some(member) = member.filter(|m| m.state() != State::Down) {
             self.suppose(*member.id(), member.incarnation(), State::Down, now);
         }
+    }
+
+    /// Calls a member that is down: if it hears, both see to it that they are up again.
+    pub(crate) fn call(&mut self, member: Identity, now: Duration) {
+        let _ = self.drive(now, |foca, runtime| foca.announce(member, runtime));
     }
 
     /// This node goes: tells some members, and takes part no longer.

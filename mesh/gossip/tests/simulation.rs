@@ -156,7 +156,7 @@ fn nobody_is_down_by_mistake_in_ten_minutes_at_a_tenth_lost() {
 
 #[test]
 fn a_healed_cut_of_one_node_is_over_in_two_seconds_and_touches_nobody_else() {
-    for nodes in [3, 5, 50] {
+    for nodes in [2, 3, 5, 50] {
         for seed in seeds(0..10) {
             let mut world = cluster(nodes, seed);
             world.run(3 * SECOND);

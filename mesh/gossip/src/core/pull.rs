@@ -14,8 +14,11 @@ use crate::{
     codec::{datagram, members::Update, records::Part, stream::Message},
     identity::Identity,
     table::log::LEFT,
+    view::MemberState,
 };
 
+/// Lost members called at one time, by a node that is alone.
+const MAX_CALLED: usize = 16;
 /// Seeds and lost members asked at one time.
 const MAX_JOINS: usize = 3;
 /// Bytes of records that one side sends in one pull; the next pull brings the rest.
@@ -25,7 +28,7 @@ const FULL: u64 = 10;
 /// How long a peer is left alone after a pull that changed nothing: doubled each time.
 const BACKOFF: (Duration, Duration) = (Duration::from_secs(2), Duration::from_mins(1));
 /// Between two tries of a node that is alone.
-const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(2));
+const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(1));
 /// Between two tries of a seed that is no member, by a node that is not alone.
 const RETRY_SEED: Duration = Duration::from_secs(10);
 
@@ -66,7 +69,7 @@ impl Core {
         if now < self.pulls.join_at {
             return;
         }
-        if !self.synced && now >= self.timing.join {
+        if !self.synced && now >= self.timing.join && !self.rivalry.is_refused() {
             tracing::warn!("no seed has answered yet; going on alone, and trying further");
             self.set_synced(now);
         }
@@ -80,8 +83,14 @@ impl Core {
             .collect();
         if alone {
             let down = self.membership.known().values();
-            let down = down.filter(|known| known.state == crate::view::MemberState::Down);
-            candidates.extend(down.map(|known| known.identity.addr));
+            let down = down.filter(|known| known.state == MemberState::Down);
+            let down: Vec<Identity> = down.map(|known| known.identity).collect();
+            candidates.extend(down.iter().map(|id| id.addr));
+            // foca calls those that are down only as long as somebody is up. A stream to an address
+            // that was cut off may hang for seconds after it is back; a datagram does not.
+            for id in down.into_iter().take(MAX_CALLED) {
+                self.membership.call(id, now);
+            }
         }
         let wanted = if alone || !self.synced { MAX_JOINS } else { 1 };
         for _ in 0..wanted.min(candidates.len()) {

@@ -27,6 +27,13 @@ const ASK: Duration = Duration::from_millis(500);
 /// A rival that has not answered for this long does not live.
 const SILENCE: Duration = Duration::from_secs(3);
 
+impl Rivalry {
+    /// Whether seeds refuse this node, so that it must not think that it is alone.
+    pub(super) fn is_refused(&self) -> bool {
+        self.refused.is_some()
+    }
+}
+
 impl Core {
     /// Somebody holds `known` for this node.
     pub(super) fn notice(&mut self, sender: NodeId, known: Identity, now: Duration) {
@@ -94,6 +101,11 @@ impl Core {
         if now.saturating_sub(since) >= self.timing.clone_patience {
             self.give_way(known.addr);
         }
+    }
+
+    /// A pull went through: the name is this node's.
+    pub(super) fn welcome(&mut self) {
+        self.rivalry.refused = None;
     }
 
     fn give_way(&mut self, theirs: SocketAddr) {

@@ -67,7 +67,7 @@ impl Membership {
         let waits = self.hearsay.contains(&member.node);
         let after = match state {
             State::Alive if waits && step < CALLS => {
-                let _ = self.drive(now, |foca, runtime| foca.announce(member, runtime));
+                self.call(member, now);
                 CALL
             }
             State::Alive if waits && step == CALLS => {

@@ -149,7 +149,7 @@ impl Log {
             Some(entry) if entry.seq >= seq => Applied::Stale,
             None if self.keys.len() >= limit => return Applied::Full,
             _ => {
-                self.put(change, keep);
+                self.put(&change, keep);
                 Applied::Fresh
             }
         };
@@ -195,7 +195,7 @@ impl Log {
                 && self.keys.get(&change.key).map(|entry| &entry.value) == Some(&change.value);
             if !same {
                 fresh.push(change.key.clone());
-                self.put(change, keep);
+                self.put(&change, keep);
             }
         }
         if part.base <= self.contig && part.contig > self.contig {
@@ -334,21 +334,24 @@ impl Log {
         }
     }
 
-    fn put(&mut self, change: Change, keep: Duration) {
+    fn put(&mut self, change: &Change, keep: Duration) {
         self.take(&change.key);
-        match &change.value {
-            Some(value) => self.content ^= hash_record(&change.key, change.seq, value),
+        // What was received is part of its whole message, which must not live as long as a record.
+        let key = Bytes::copy_from_slice(&change.key);
+        let value = change.value.as_deref().map(Bytes::copy_from_slice);
+        match &value {
+            Some(value) => self.content ^= hash_record(&key, change.seq, value),
             None => {
                 self.deleted.insert(change.seq, keep);
             }
         }
-        self.by_seq.insert(change.seq, change.key.clone());
+        self.by_seq.insert(change.seq, key.clone());
         let entry = Entry {
             seq: change.seq,
             prev: change.prev,
-            value: change.value,
+            value,
         };
-        self.keys.insert(change.key, entry);
+        self.keys.insert(key, entry);
         self.shown = None;
     }
 

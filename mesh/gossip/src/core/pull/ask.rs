@@ -80,6 +80,7 @@ impl Core {
                 } else {
                     self.put_off(peer, now);
                 }
+                self.welcome();
                 self.set_synced(now);
             }
             _ => {
