@@ -14,10 +14,13 @@ use tempfile::TempDir;
 
 use super::run::{Ran, ended, file, portolan};
 
+/// The requests, each as method and path with its body.
+type Asked = Arc<Mutex<Vec<(String, Value)>>>;
+
 /// An agent on a socket of its own, with what it was asked.
 struct Fake {
     dir: TempDir,
-    asked: Arc<Mutex<Vec<(String, Value)>>>,
+    asked: Asked,
     _runtime: tokio::runtime::Runtime,
 }
 
@@ -29,7 +32,7 @@ impl Fake {
             .enable_all()
             .build()
             .unwrap();
-        let asked: Arc<Mutex<Vec<_>>> = Arc::default();
+        let asked = Asked::default();
         let listener = {
             let _entered = runtime.enter();
             tokio::net::UnixListener::bind(dir.path().join("s")).unwrap()
@@ -73,12 +76,7 @@ fn node() -> Value {
     })
 }
 
-async fn answer(
-    State(asked): State<Arc<Mutex<Vec<(String, Value)>>>>,
-    method: Method,
-    uri: Uri,
-    body: Bytes,
-) -> Response {
+async fn answer(State(asked): State<Asked>, method: Method, uri: Uri, body: Bytes) -> Response {
     let body = serde_json::from_slice(&body).unwrap_or(Value::Null);
     let request = format!("{method} {uri}");
     asked.lock().unwrap().push((request.clone(), body));
