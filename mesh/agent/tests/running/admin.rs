@@ -117,7 +117,7 @@ fn a_service_and_its_task_come_and_go() -> Result<()> {
     );
     ensure!(task["endpoints"][0][1] == own["address"], "{task}");
     add(&agent, "web", &own)?.refused(409)?;
-    ensure!(list(&agent, "/v1/tasks")? == [task.clone()]);
+    ensure!(list(&agent, "/v1/tasks")? == std::slice::from_ref(&task));
     let service = list(&agent, "/v1/services")?.remove(0);
     ensure!(
         service["healthy"] == 1 && service["ports"] == json!(["8080:80/tcp"]),
@@ -263,6 +263,6 @@ fn a_key_is_rotated() -> Result<()> {
         text(&status, "encryption") == format!("on, key {new}"),
         "{status}"
     );
-    ensure!(ids(change("remove", old)?)? == [new.clone()]);
+    ensure!(ids(change("remove", old)?)? == std::slice::from_ref(new));
     agent.leave()
 }

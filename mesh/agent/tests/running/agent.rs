@@ -52,7 +52,10 @@ impl Answer {
             self.body
         );
         let body: Value = serde_json::from_str(&self.body)?;
-        let errors = body["errors"].as_array().context("no errors")?;
+        let errors = body
+            .get("errors")
+            .and_then(Value::as_array)
+            .context("no errors")?;
         let lines: Option<Vec<&str>> = errors.iter().map(Value::as_str).collect();
         let lines = lines.context("errors are no text")?;
         ensure!(
