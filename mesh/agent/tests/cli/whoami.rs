@@ -49,7 +49,7 @@ impl Whoami {
         whoami
     }
 
-    fn curl(&self, args: &[&str]) -> String {
+    fn curl(args: &[&str]) -> String {
         let mut line = vec!["-sS", "--max-time", "10"];
         line.extend(args);
         let output = output_within(Command::new("curl").args(line), SOON).unwrap();
@@ -73,19 +73,19 @@ impl Whoami {
 #[test]
 fn http_says_who_is_asked_and_who_asks() {
     let whoami = Whoami::start(&["--name", "web.1"]);
-    let text = whoami.curl(&["--local-port", "20000-29999", &whoami.url("/any/path")]);
+    let text = Whoami::curl(&["--local-port", "20000-29999", &whoami.url("/any/path")]);
     let lines: Vec<_> = text.lines().collect();
     assert_eq!(lines[0], "hostname: web.1");
     assert_eq!(lines[1], format!("address: 127.0.0.1:{}", whoami.port));
     assert!(lines[2].starts_with("client: 127.0.0.1:2"), "{text}");
     assert_eq!(lines.len(), 3);
 
-    let json = whoami.curl(&["-H", "Accept: application/json", &whoami.url("/")]);
+    let json = Whoami::curl(&["-H", "Accept: application/json", &whoami.url("/")]);
     let json: Value = serde_json::from_str(&json).unwrap();
     assert_eq!(json["hostname"], "web.1");
     assert_eq!(json.as_object().unwrap().len(), 3);
 
-    let v6 = whoami.curl(&[&format!("http://[::1]:{}/", whoami.port)]);
+    let v6 = Whoami::curl(&[&format!("http://[::1]:{}/", whoami.port)]);
     assert!(
         v6.contains(&format!("address: [::1]:{}\nclient: [::1]:", whoami.port)),
         "{v6}"
@@ -97,14 +97,14 @@ fn connections_are_kept_and_paths_do_what_they_say() {
     let whoami = Whoami::start(&[]);
     let code = "%{http_code} %{num_connects} %{size_download}\n";
     let url = whoami.url("/health");
-    let kept = whoami.curl(&["-o", "/dev/null", "-w", code, &url, "-o", "/dev/null", &url]);
+    let kept = Whoami::curl(&["-o", "/dev/null", "-w", code, &url, "-o", "/dev/null", &url]);
     assert_eq!(
         kept, "200 1 3\n200 0 3\n",
         "the second request uses the connection of the first"
     );
-    let bytes = whoami.curl(&["-o", "/dev/null", "-w", code, &whoami.url("/bytes/3000000")]);
+    let bytes = Whoami::curl(&["-o", "/dev/null", "-w", code, &whoami.url("/bytes/3000000")]);
     assert_eq!(bytes, "200 1 3000000\n");
-    let time = whoami.curl(&[
+    let time = Whoami::curl(&[
         "-o",
         "/dev/null",
         "-w",
@@ -113,7 +113,7 @@ fn connections_are_kept_and_paths_do_what_they_say() {
     ]);
     assert!(time.parse::<f64>().unwrap() >= 0.3, "{time}");
     for wrong in ["/wait", "/wait?ms=x", "/bytes/-1"] {
-        let code = whoami.curl(&["-o", "/dev/null", "-w", "%{http_code}", &whoami.url(wrong)]);
+        let code = Whoami::curl(&["-o", "/dev/null", "-w", "%{http_code}", &whoami.url(wrong)]);
         assert_eq!(code, "400", "{wrong}");
     }
 }
