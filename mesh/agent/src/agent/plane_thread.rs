@@ -7,7 +7,7 @@ use std::{
 };
 
 use portolan_model::Snapshot;
-use portolan_plane::{DataPlane, FlowView, PlaneKind, PlaneStats, Reconciler, Standing};
+use portolan_plane::{DataPlane, FlowView, Frontend, PlaneKind, PlaneStats, Reconciler, Standing};
 use tokio::sync::{oneshot, watch};
 
 enum Request {
@@ -124,10 +124,27 @@ fn run<P: DataPlane>(
         };
         retry_at = wait.map(|wait| Instant::now() + wait);
         standing.send_if_modified(|present| {
-            let new = Some(reconciler.standing().clone());
-            let changed = *present != new;
-            *present = new;
+            let new = reconciler.standing();
+            log_changes(present.as_ref(), new);
+            let changed = present.as_ref() != Some(new);
+            *present = Some(new.clone());
             changed
         });
+    }
+}
+
+/// Logs each failure when it begins and when it is over, however often it is tried in between.
+fn log_changes(before: Option<&Standing>, now: &Standing) {
+    let known = |frontend: &Frontend| before.and_then(|standing| standing.failures.get(frontend));
+    for (frontend, error) in &now.failures {
+        if known(frontend) != Some(error) {
+            tracing::warn!(%frontend, error, "not served; it is tried again");
+        }
+    }
+    let over = before
+        .into_iter()
+        .flat_map(|standing| standing.failures.keys());
+    for frontend in over.filter(|frontend| !now.failures.contains_key(frontend)) {
+        tracing::info!(%frontend, "no longer failing");
     }
 }
