@@ -191,6 +191,8 @@ pub struct TaskRow {
     pub weight: u16,
     /// Network and address of each endpoint.
     pub endpoints: Vec<(String, IpAddr)>,
+    /// Where it may ask for names: its node's gateway on its first network besides the ingress network.
+    pub resolver: Option<Ipv4Addr>,
 }
 
 /// A stack file to be applied.

@@ -105,14 +105,17 @@ pub(crate) fn tasks(rows: &[TaskRow]) -> String {
     table.render()
 }
 
-/// A task that was just added: the id alone on its line, for scripts, then its addresses.
+/// A task that was just added: the id alone on its line, for scripts, then its addresses, and where it may ask for
+/// names.
 pub(crate) fn added(row: &TaskRow) -> String {
-    let mut text = format!("{}\n", row.id);
-    for endpoint in endpoints(row) {
-        text.push_str(&endpoint);
-        text.push('\n');
-    }
-    text
+    let resolver = row
+        .resolver
+        .map(|resolver| format!("names: nameserver {resolver}"));
+    let lines = [row.id.clone()]
+        .into_iter()
+        .chain(endpoints(row))
+        .chain(resolver);
+    lines.map(|line| line + "\n").collect()
 }
 
 fn endpoints(row: &TaskRow) -> Vec<String> {

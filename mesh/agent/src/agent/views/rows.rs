@@ -1,10 +1,13 @@
 //! Nodes, networks, services and tasks, one row each.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
 
 use portolan_model::{
-    EndpointMode, NetworkView, NodeId, NodeState, PublishMode, ServiceId, ServiceView, TaskId,
-    TaskState, TaskView,
+    EndpointMode, INGRESS_NETWORK, NetworkView, NodeId, NodeState, PublishMode, ServiceId,
+    ServiceView, TaskId, TaskState, TaskView,
 };
 
 use super::{Facts, member_word, state_word};
@@ -203,7 +206,20 @@ impl Facts {
                 .iter()
                 .map(|e| (e.network.to_string(), e.ip))
                 .collect(),
+            resolver: self.resolver(view),
         }
+    }
+
+    /// Where a task may ask for names; any of its networks will do, and one of its own is the safer one.
+    fn resolver(&self, view: &TaskView) -> Option<Ipv4Addr> {
+        let attached = view.task.endpoints.iter().filter(|e| e.mac.is_some());
+        let (ingress, own): (Vec<_>, Vec<_>) =
+            attached.partition(|e| e.network.as_str() == INGRESS_NETWORK);
+        let first = own.into_iter().chain(ingress).next()?;
+        self.snapshot
+            .networks
+            .get(&first.network)?
+            .gateway(&view.node)
     }
 
     /// Why a task is not in rotation; empty if it is.
