@@ -263,6 +263,31 @@ async fn an_address_in_use_is_a_problem_until_it_is_free() {
 }
 
 #[tokio::test]
+async fn two_agents_do_not_share_an_address() {
+    let first = Running::start(13, config(), &world(13)).await;
+    let mut none_yet = World::default();
+    none_yet.node().network("prod", &subnet(13), false);
+    let second = Running::start_unbound(13, config(), &none_yet);
+    let is_reported = || {
+        let problems = second.server.problems();
+        problems
+            .iter()
+            .any(|p| p.contains("cannot listen on 127.77.13.1:5377/tcp"))
+    };
+    eventually("the problem is reported", is_reported).await;
+    for _ in 0..32 {
+        assert_eq!(first.short("web").await, ["127.77.13.100"]);
+    }
+    assert_eq!(second.server.stats().queries, []);
+    first.stop().await;
+    eventually("the second takes over", || {
+        second.server.stats().listeners == 1
+    })
+    .await;
+    second.stop().await;
+}
+
+#[tokio::test]
 async fn before_the_snapshot_is_synced_unknown_names_are_servfail() {
     let running = Running::start(9, config(), world(9).unsynced()).await;
     assert!(running.dig("nosuch").await.contains("status: SERVFAIL"));
