@@ -41,8 +41,6 @@ pub(super) struct Node {
     synced: bool,
     /// How far each task's namespace is attached.
     attach: BTreeMap<TaskId, AttachState>,
-    /// What the last health checks said, of tasks that have any.
-    health: BTreeMap<TaskId, bool>,
     snapshot: Arc<Snapshot>,
 }
 
@@ -50,14 +48,22 @@ impl Node {
     /// A node that remembers `state`, and knows of no other yet.
     pub(super) fn new(identity: Identity, state: LocalState) -> Self {
         let id = identity.id;
+        // The kernel has what an earlier agent attached. To call such a task starting until it is attached
+        // anew would end its connections on every node.
+        let remembered = state
+            .tasks
+            .values()
+            .filter(|task| !task.endpoints.is_empty());
+        let attach = remembered
+            .map(|task| (task.id.clone(), AttachState::Attached))
+            .collect();
         Self {
             identity,
             catalog: Catalog::new(id),
             state,
             leaving: false,
             synced: false,
-            attach: BTreeMap::new(),
-            health: BTreeMap::new(),
+            attach,
             snapshot: Arc::new(Snapshot::empty(id)),
         }
     }
@@ -105,7 +111,8 @@ impl Node {
 
     /// Takes what a health check found. Returns whether that is news.
     pub(super) fn set_health(&mut self, task: &TaskId, healthy: bool) -> bool {
-        self.health.insert(task.clone(), healthy) != Some(healthy)
+        let task = self.state.tasks.get_mut(task);
+        task.is_some_and(|task| task.healthy.replace(healthy) != Some(healthy))
     }
 
     /// Makes everything follow from what is known now.
@@ -193,7 +200,7 @@ impl Node {
         if self.attach.get(&task.id) != Some(&AttachState::Attached) {
             return TaskState::Starting;
         }
-        match (self.health_check(task), self.health.get(&task.id)) {
+        match (self.health_check(task), task.healthy) {
             (None, _) | (_, Some(true)) => TaskState::Healthy,
             (_, Some(false)) => TaskState::Unhealthy,
             (_, None) => TaskState::Starting,

@@ -34,6 +34,9 @@ pub(super) struct LocalTask {
     pub endpoints: Vec<Endpoint>,
     /// The stack file that holds it; such a task waits for its namespace, others go with it.
     pub file: Option<String>,
+    /// What its health checks found last, which holds over a restart of the agent; `None` before the first.
+    #[serde(default)]
+    pub healthy: Option<bool>,
     /// When its drain ends, Unix milliseconds; it is removed then.
     pub drain_until_ms: Option<u64>,
 }

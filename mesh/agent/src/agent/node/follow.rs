@@ -73,8 +73,6 @@ impl Node {
                 self.state.slices.remove(&name);
             }
         }
-        let known = |task: &portolan_model::TaskId| self.state.tasks.contains_key(task);
-        self.health.retain(|task, _| known(task));
     }
 
     /// Removes tasks whose drain is over, removals that everyone knows, and slices that no one needs.

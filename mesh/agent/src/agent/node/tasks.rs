@@ -116,6 +116,7 @@ impl Node {
                 endpoints: Vec::new(),
                 file,
                 pid_started: None,
+                healthy: None,
                 drain_until_ms: None,
             },
         );
@@ -160,6 +161,7 @@ impl Node {
             endpoints: Vec::new(),
             file: None,
             pid_started: None,
+            healthy: None,
             drain_until_ms: None,
         };
         self.state.tasks.insert(id, task);

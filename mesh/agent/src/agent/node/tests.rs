@@ -9,13 +9,17 @@ use crate::api::Place;
 const NOW: u64 = 1_000_000;
 
 fn node(name: &str) -> Node {
+    restarted(name, LocalState::default())
+}
+
+fn restarted(name: &str, state: LocalState) -> Node {
     let identity = Identity {
         id: NodeId::of_name(name),
         name: name.to_owned(),
         underlay: Ipv4Addr::new(10, 77, 0, 11).into(),
         version: "test".to_owned(),
     };
-    let mut node = Node::new(identity, LocalState::default());
+    let mut node = Node::new(identity, state);
     node.set_synced();
     node.refresh(NOW);
     node
@@ -155,6 +159,51 @@ fn a_task_gets_an_address_on_each_network_and_keeps_it() {
     let mut again = Node::new(node.identity.clone(), node.state().clone());
     again.refresh(NOW + 1);
     assert_eq!(again.state().tasks, node.state().tasks);
+}
+
+#[test]
+fn a_restart_takes_no_task_out_of_rotation() {
+    let mut before = node("n1");
+    let mut stack = stack(&[("web", 8080)]);
+    stack.services[0].health = Some(HealthCheck {
+        probe: portolan_model::HealthProbe::Tcp { port: 80 },
+        interval_ms: 2000,
+        timeout_ms: 1000,
+        rise: 2,
+        fall: 3,
+    });
+    before.apply(&stack, false, NOW).unwrap();
+    before.refresh(NOW);
+    for (id, healthy) in [("good", Some(true)), ("bad", Some(false)), ("new", None)] {
+        add(&mut before, id, "web");
+        before.set_attached(&id.parse().unwrap(), AttachState::Attached);
+        if let Some(healthy) = healthy {
+            before.set_health(&id.parse().unwrap(), healthy);
+        }
+    }
+    before.refresh(NOW);
+    let mut after = restarted("n1", before.state().clone());
+    let states = |node: &Node| -> Vec<(String, TaskState)> {
+        let tasks = node.snapshot().tasks.iter();
+        tasks
+            .map(|(id, view)| (id.to_string(), view.state))
+            .collect()
+    };
+    let (bad, good, new) = (
+        TaskState::Unhealthy,
+        TaskState::Healthy,
+        TaskState::Starting,
+    );
+    let all = [("bad", bad), ("good", good), ("new", new)].map(|(id, s)| (id.to_owned(), s));
+    assert_eq!(states(&before), all);
+    assert_eq!(states(&after), all);
+    // What an earlier agent attached may be gone all the same.
+    after.set_attached(
+        &"good".parse().unwrap(),
+        AttachState::Pending("gone".to_owned()),
+    );
+    after.refresh(NOW);
+    assert_eq!(states(&after)[1].1, TaskState::Starting);
 }
 
 #[test]
