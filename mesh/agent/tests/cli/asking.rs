@@ -65,7 +65,7 @@ impl Fake {
 fn task(id: &str) -> Value {
     json!({
         "id": id, "name": "web.1", "service": "web", "slot": 1, "node": "n1", "state": "healthy",
-        "reason": "", "weight": 1, "endpoints": [["ingress", "10.208.1.2"], ["shop", "10.1.0.2"]],
+        "reason": "", "weight": 1, "endpoints": [["ingress", "10.208.1.2"], ["shop", "10.1.0.2"]], "resolver": "10.1.0.0",
     })
 }
 
@@ -141,7 +141,7 @@ fn what_is_typed_reaches_the_agent() {
         "--slot",
         "3",
     ]);
-    assert_eq!(added.stdout, "t1\n10.208.1.2 (ingress)\n10.1.0.2 (shop)\n");
+    assert_eq!(added.stdout, "t1\n10.208.1.2 (ingress)\n10.1.0.2 (shop)\nnames: nameserver 10.1.0.0\n");
     let body =
         json!({"service": "web", "place": {"netns": "/run/netns/w"}, "slot": 3, "weight": null});
     assert_eq!(fake.last(), ("POST /v1/tasks".to_owned(), body));
