@@ -53,7 +53,11 @@ pub fn each(tasks: &[&str], count: usize) -> Answers {
 /// The answers to a load, by label.
 pub fn by_task(report: &Report) -> Answers {
     let label = |body: &String| body.strip_prefix(LABEL).unwrap_or(body).to_owned();
-    report.by_body.iter().map(|(body, count)| (label(body), *count)).collect()
+    report
+        .by_body
+        .iter()
+        .map(|(body, count)| (label(body), *count))
+        .collect()
 }
 
 /// That nothing listens there.

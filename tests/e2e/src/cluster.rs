@@ -76,6 +76,13 @@ impl Task {
             found.with_context(|| format!("task {} is not on {network}", self.id))?;
         Ok(address)
     }
+
+    /// Removes its namespace with all that runs there, as when a container is removed. No agent is told.
+    pub fn remove(self) -> Result<()> {
+        // A program that is held open would keep the namespace.
+        drop(self.program);
+        self.netns.remove()
+    }
 }
 
 impl Cluster {
@@ -272,7 +279,7 @@ impl Cluster {
             let mut rows = rows.as_array().into_iter().flatten();
             rows.all(|row| row["id"] != *task.id)
         })?;
-        task.netns.remove()
+        task.remove()
     }
 
     /// Waits until every agent is ready and has all the others for members.
@@ -332,7 +339,7 @@ impl Cluster {
         right: impl Fn(&Value) -> bool,
     ) -> Result<Value> {
         let mut last = Value::Null;
-        let found = wait_until(within, &format!("n{}: {what}", node + 1), || {
+        let found = wait_until(within, format!("n{}: {what}", node + 1), || {
             last = match self.json(node, args) {
                 Ok(value) => value,
                 // The agent may be about to start.

@@ -5,7 +5,7 @@ use std::{
     net::{SocketAddr, TcpListener, TcpStream},
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
         mpsc::{Receiver, RecvTimeoutError, channel},
     },
     thread::{Builder, JoinHandle, park_timeout},
@@ -13,7 +13,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow, ensure};
-use portolan_testbed::{Namespace, Process};
+use portolan_testbed::{Namespace, Process, wait_until};
 
 /// How long a read may take when nothing is broken.
 const READ: Duration = Duration::from_secs(5);
@@ -67,7 +67,9 @@ pub fn both_ends(
 
 /// A connection to an echo server on which a number goes forth and back every 10 ms.
 pub struct PacedStream {
+    to: SocketAddr,
     stop: Arc<AtomicBool>,
+    exchanges: Arc<AtomicU64>,
     ended: Receiver<Result<Paced>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -85,17 +87,28 @@ impl PacedStream {
     /// Connects from inside a namespace and starts.
     pub fn start(from: &Namespace, to: SocketAddr) -> Result<Self> {
         let stream = connect(from, to)?;
-        let stop = Arc::new(AtomicBool::new(false));
+        let (stop, exchanges) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
         let (sender, ended) = channel();
-        let stopped = Arc::clone(&stop);
+        let (stopped, count) = (Arc::clone(&stop), Arc::clone(&exchanges));
         let thread = Builder::new().name(format!("paced-{to}")).spawn(move || {
             // Whoever dropped the stream does not want to know how it ended.
-            sender.send(exchange(stream, &stopped)).ok();
+            sender.send(exchange(stream, &stopped, &count)).ok();
         })?;
         Ok(Self {
+            to,
             stop,
+            exchanges,
             ended,
             thread: Some(thread),
+        })
+    }
+
+    /// Waits until so many numbers more have come back.
+    pub fn goes_on(&self, exchanges: u64) -> Result<()> {
+        let enough = self.exchanges.load(Ordering::Relaxed) + exchanges;
+        let what = format!("{exchanges} exchanges more with {}", self.to);
+        wait_until(READ, what, || {
+            Ok((self.exchanges.load(Ordering::Relaxed) >= enough).then_some(()))
         })
     }
 
@@ -133,7 +146,7 @@ impl Drop for PacedStream {
     }
 }
 
-fn exchange(mut stream: TcpStream, stopped: &AtomicBool) -> Result<Paced> {
+fn exchange(mut stream: TcpStream, stopped: &AtomicBool, count: &AtomicU64) -> Result<Paced> {
     let mut paced = Paced {
         exchanges: 0,
         slowest: Duration::ZERO,
@@ -144,6 +157,7 @@ fn exchange(mut stream: TcpStream, stopped: &AtomicBool) -> Result<Paced> {
             .with_context(|| format!("after {} exchanges", paced.exchanges))?;
         paced.exchanges += 1;
         paced.slowest = paced.slowest.max(begin.elapsed());
+        count.store(paced.exchanges, Ordering::Relaxed);
         park_timeout(PACE);
     }
     Ok(paced)

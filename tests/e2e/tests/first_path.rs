@@ -12,7 +12,7 @@ services:
 
 #[test]
 fn a_published_port_answers_on_every_node() -> Result<()> {
-    let mut cluster = Cluster::start("first", Options::nodes(3))?;
+    let cluster = Cluster::start("first", Options::nodes(3))?;
     cluster.apply(0, STACK)?;
     let netns = cluster.lab.task("web1")?;
     let _nginx = nginx(&netns, 80, "hello from nginx")?;
@@ -20,8 +20,15 @@ fn a_published_port_answers_on_every_node() -> Result<()> {
     cluster.wait_healthy_everywhere("web", 1)?;
     for node in 0..3 {
         let url = format!("http://{}/", cluster.node(node).at(8080));
-        let answer = cluster.client.run(["curl", "-sS", "--max-time", "5", &url])?;
-        ensure!(answer.stdout.contains("hello from nginx"), "n{}: {}", node + 1, answer.stdout);
+        let answer = cluster
+            .client
+            .run(["curl", "-sS", "--max-time", "5", &url])?;
+        ensure!(
+            answer.stdout.contains("hello from nginx"),
+            "n{}: {}",
+            node + 1,
+            answer.stdout
+        );
     }
     Ok(())
 }

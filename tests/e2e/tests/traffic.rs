@@ -34,11 +34,17 @@ fn every_node_reaches_every_task_in_exact_turns() -> Result<()> {
                 let seen = answers(&cluster.client, to, protocol, 12)?;
                 ensure!(seen == fair, "{to}/{protocol}: {seen:?}");
             }
-            let loopbacks: [SocketAddr; 2] =
-                [(Ipv4Addr::LOCALHOST, 8080).into(), (Ipv6Addr::LOCALHOST, 8080).into()];
+            let loopbacks: [SocketAddr; 2] = [
+                (Ipv4Addr::LOCALHOST, 8080).into(),
+                (Ipv6Addr::LOCALHOST, 8080).into(),
+            ];
             for to in loopbacks {
                 let seen = answers(node, to, protocol, 12)?;
-                ensure!(seen == fair, "{to}/{protocol} on {}: {seen:?}", node.label());
+                ensure!(
+                    seen == fair,
+                    "{to}/{protocol} on {}: {seen:?}",
+                    node.label()
+                );
             }
         }
     }
@@ -53,8 +59,23 @@ fn an_answer_comes_from_the_very_address_asked() -> Result<()> {
     cluster.wait_healthy_everywhere("web", 1)?;
     let node = cluster.node(0);
     // The kernel would choose the first address for a reply that leaves from the wildcard.
-    node.run(["ip", "address", "add", "10.77.0.51/24", "dev", node.underlay()])?;
-    node.run(["ip", "address", "add", "fd77::51/64", "dev", node.underlay(), "nodad"])?;
+    node.run([
+        "ip",
+        "address",
+        "add",
+        "10.77.0.51/24",
+        "dev",
+        node.underlay(),
+    ])?;
+    node.run([
+        "ip",
+        "address",
+        "add",
+        "fd77::51/64",
+        "dev",
+        node.underlay(),
+        "nodad",
+    ])?;
     for to in ["10.77.0.51:8080", "[fd77::51]:8080", "10.77.0.11:8080"] {
         // The asking socket takes answers from `to` alone.
         let label = ask(&cluster.client, to.parse()?, Protocol::Udp)?;
@@ -106,7 +127,9 @@ services:
     let chosen = |cluster: &Cluster, node: usize| -> Result<Vec<u16>> {
         let rows = cluster.json(node, &["services"])?;
         let ports = rows[0]["ports"].as_array().context("no ports")?;
-        let published = ports.iter().filter_map(|port| port.as_str()?.split(':').next()?.parse().ok());
+        let published = ports
+            .iter()
+            .filter_map(|port| port.as_str()?.split(':').next()?.parse().ok());
         Ok(published.collect())
     };
     cluster.apply(0, stack)?;
@@ -115,7 +138,10 @@ services:
     let ports = chosen(&cluster, 0)?;
     ensure!(ports.len() == 2, "{ports:?}");
     for (port, protocol) in ports.iter().zip(BOTH) {
-        ensure!((30_000..=32_767).contains(port), "chosen: {port}/{protocol}");
+        ensure!(
+            (30_000..=32_767).contains(port),
+            "chosen: {port}/{protocol}"
+        );
         for node in 0..2 {
             let label = ask(&cluster.client, cluster.node(node).at(*port), protocol)?;
             ensure!(label == "a1", "{port}/{protocol}: {label}");
@@ -123,7 +149,10 @@ services:
     }
     cluster.apply(1, stack)?;
     let again = chosen(&cluster, 1)?;
-    ensure!(again == ports, "applied again: {again:?}, before: {ports:?}");
+    ensure!(
+        again == ports,
+        "applied again: {again:?}, before: {ports:?}"
+    );
     Ok(())
 }
 
@@ -147,7 +176,12 @@ services:
     for node in [cluster.node(0), cluster.node(1)] {
         for i in ports.clone() {
             let answer = http_get(&cluster.client, &node.at(8000 + i).to_string())?;
-            ensure!(answer.body == format!("port {}", 80 + i), "{}: {}", 8000 + i, answer.body);
+            ensure!(
+                answer.body == format!("port {}", 80 + i),
+                "{}: {}",
+                8000 + i,
+                answer.body
+            );
         }
         refused(&cluster.client, node.at(8003))?;
     }
@@ -198,7 +232,11 @@ fn twenty_ports_answer_on_five_nodes() -> Result<()> {
         for (ports, number) in ports.chunks(4).zip(1..) {
             for port in ports {
                 let label = ask(&cluster.client, node.at(*port), Protocol::Tcp)?;
-                ensure!(label == format!("a{number}"), "{}:{port}: {label}", node.label());
+                ensure!(
+                    label == format!("a{number}"),
+                    "{}:{port}: {label}",
+                    node.label()
+                );
             }
         }
     }
