@@ -56,7 +56,12 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let admin = admin::bind(&config.socket)?;
     let pages = tokio::net::TcpListener::bind(config.http)
         .await
-        .with_context(|| format!("http: cannot listen on {}; give another one with --http", config.http))?;
+        .with_context(|| {
+            format!(
+                "http: cannot listen on {}; give another one with --http",
+                config.http
+            )
+        })?;
     let keyring = config.key_file.as_deref().map(Keyring::load).transpose()?;
     let gossip_addr = SocketAddr::new(config.advertise, config.gossip_port);
     let (gossip, driver) = Gossip::start(portolan_gossip::Config {
@@ -81,7 +86,10 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let node = Node::new(identity, state);
     let empty = Arc::new(Snapshot::empty(NodeId::of_name(&config.name)));
     let (overlay, overlay_thread) = overlay_thread::start(overlay_config(&config))?;
-    let relay_config = RelayConfig { tcp_connections: config.max_connections, ..RelayConfig::default() };
+    let relay_config = RelayConfig {
+        tcp_connections: config.max_connections,
+        ..RelayConfig::default()
+    };
     let relay = Relay::new(relay_config, tokio::runtime::Handle::current());
     let (plane, plane_thread) = plane_thread::start(relay, Arc::clone(&empty));
     let dns = Arc::new(DnsServer::new(dns_config(&config))?);
@@ -115,19 +123,32 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     tracing::info!(node = config.name, advertise = %config.advertise, version = VERSION, "portolan starts");
     let ends = CancellationToken::new();
     let mut parts = Parts::new(ends.clone());
-    parts.add("gossip", { let ends = ends.clone(); async move { Ok(driver.run(ends).await?) } });
+    parts.add("gossip", {
+        let ends = ends.clone();
+        async move { Ok(driver.run(ends).await?) }
+    });
     parts.add("the runner", runner.run());
-    parts.add("the admin API", admin::serve(shared.clone(), admin, ends.clone()));
-    parts.add("the pages", http::serve(shared.clone(), pages, ends.clone()));
+    parts.add(
+        "the admin API",
+        admin::serve(shared.clone(), admin, ends.clone()),
+    );
+    parts.add(
+        "the pages",
+        http::serve(shared.clone(), pages, ends.clone()),
+    );
     parts.add("DNS", {
         let (ends, snapshots) = (ends.clone(), snapshots.clone());
         async move { Ok(dns.run(snapshots, ends).await?) }
     });
     parts.add("the plane", plane_thread::follow(plane.clone(), snapshots));
-    parts.add("systemd", supervise::notify(shared.clone(), beat, ends.clone()));
+    parts.add(
+        "systemd",
+        supervise::notify(shared.clone(), beat, ends.clone()),
+    );
     let ended = parts.run_until_told(shared, leave_inbox).await;
     drop((overlay, plane));
-    let joined = tokio::task::spawn_blocking(move || (overlay_thread.join(), plane_thread.join())).await;
+    let joined =
+        tokio::task::spawn_blocking(move || (overlay_thread.join(), plane_thread.join())).await;
     if joined.is_err() {
         tracing::warn!("a thread of the agent had died");
     }
@@ -154,7 +175,11 @@ pub fn clean(config: &Config) -> Result<(), Vec<String>> {
     if let Err(error) = StateDir::remove(&config.state_dir) {
         errors.push(with_causes(&error));
     }
-    if errors.is_empty() { Ok(()) } else { Err(errors) }
+    if errors.is_empty() {
+        Ok(())
+    } else {
+        Err(errors)
+    }
 }
 
 fn overlay_config(config: &Config) -> portolan_overlay::Config {
@@ -170,12 +195,18 @@ fn dns_config(config: &Config) -> DnsConfig {
     } else {
         Upstreams::Explicit(config.dns_upstream.clone())
     };
-    DnsConfig { port: config.dns_port, upstreams, ..DnsConfig::default() }
+    DnsConfig {
+        port: config.dns_port,
+        upstreams,
+        ..DnsConfig::default()
+    }
 }
 
 /// Now, in milliseconds since the Unix epoch.
 fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
