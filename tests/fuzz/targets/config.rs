@@ -1,4 +1,4 @@
 //! Configuration files.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|text: &str| drop(portolan_agent::config::parse_toml(text)));
+libfuzzer_sys::fuzz_target!(|text: &str| drop(portolan_agent::config::parse_toml(text, "portolan.toml")));
