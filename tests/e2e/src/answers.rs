@@ -2,11 +2,13 @@
 
 use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
-use anyhow::{Context, Result, bail, ensure};
-use portolan_testbed::{Namespace, Protocol, Report, http_get, udp_ask};
+use anyhow::{Result, bail, ensure};
+use portolan_testbed::{Namespace, Protocol, Report, http_get, udp_ask, wait_until};
 
 /// How long one answer may take when nothing is broken.
 const ANSWER: Duration = Duration::from_secs(2);
+/// How long a node may take to do what its agent has been told.
+const TOLD: Duration = Duration::from_secs(1);
 
 /// What `portolan whoami` says before the label of its task.
 const LABEL: &str = "hostname: ";
@@ -60,16 +62,27 @@ pub fn by_task(report: &Report) -> Answers {
         .collect()
 }
 
-/// That nothing listens there.
+/// That nothing listens there any more, within a second of being told.
 ///
 /// # Errors
 /// Something answers, or the refusal is no refusal.
 pub fn refused(from: &Namespace, to: SocketAddr) -> Result<()> {
-    match http_get(from, &to.to_string()) {
-        Ok(answer) => bail!("{to} must be refused, and answers {:?}", answer.body),
-        Err(error) if format!("{error:#}").contains("Connection refused") => Ok(()),
-        Err(error) => Err(error).context("must be refused"),
-    }
+    wait_until(TOLD, format!("{to} is refused"), || {
+        match http_get(from, &to.to_string()) {
+            Ok(answer) => bail!("it answers {:?}", answer.body),
+            Err(error) if format!("{error:#}").contains("Connection refused") => Ok(Some(())),
+            Err(error) => Err(error),
+        }
+    })
+}
+
+/// That a task of this label answers, within a second of being told.
+pub fn answered_by(from: &Namespace, to: SocketAddr, protocol: Protocol, task: &str) -> Result<()> {
+    wait_until(TOLD, format!("{task} answers at {to}/{protocol}"), || {
+        let label = ask(from, to, protocol)?;
+        ensure!(label == task, "{label} answers");
+        Ok(Some(()))
+    })
 }
 
 /// That requests were made, that none has failed but those that were under way between the two times of
