@@ -55,8 +55,9 @@ impl Default for Limits {
     }
 }
 
-/// The clockwork. The defaults are measured: at 1000 nodes an update reaches all in 0.4 s and the
-/// loss of a node in under 5 s, for 2.4 kB/s per node at rest.
+/// The clockwork. The defaults are measured (`make sim`): with 1000 nodes an update reaches all in
+/// 0.4 s, the loss of a node is known to all in 2.8 s and two halves that were parted are one again
+/// after 3.7 s, for 1.3 kB/s by datagram and 2.6 kB/s by stream per node at rest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Timing {
     /// Between two rounds of gossip, give or take a fifth. Default 100 ms.
