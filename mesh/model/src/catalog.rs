@@ -24,6 +24,7 @@ struct Owner {
 pub struct Catalog {
     me: NodeId,
     owners: BTreeMap<NodeId, Owner>,
+    revision: u64,
 }
 
 impl Catalog {
@@ -32,7 +33,13 @@ impl Catalog {
         Self {
             me,
             owners: BTreeMap::new(),
+            revision: 0,
         }
+    }
+
+    /// Rises with every change: what was made of the same revision is still right.
+    pub const fn revision(&self) -> u64 {
+        self.revision
     }
 
     /// Sets all that one node publishes. Returns whether anything changed.
@@ -50,12 +57,15 @@ impl Catalog {
             return false;
         }
         self.owners.insert(owner, new);
+        self.revision += 1;
         true
     }
 
     /// Forgets a node. Returns whether it was known.
     pub fn remove_owner(&mut self, owner: &NodeId) -> bool {
-        self.owners.remove(owner).is_some()
+        let known = self.owners.remove(owner).is_some();
+        self.revision += u64::from(known);
+        known
     }
 
     /// The nodes of which records are held, those away included.
@@ -65,13 +75,21 @@ impl Catalog {
 
     /// Whether a node that is not `except` still publishes a declaration of the service older than `version`.
     pub fn repeats_older_service(&self, except: NodeId, id: &ServiceId, version: u64) -> bool {
+        self.others(except, &RecordKey::Service(id.clone()))
+            .any(|record| matches!(record, Record::Service(s) if s.spec_version < version))
+    }
+
+    /// The same of a network.
+    pub fn repeats_older_network(&self, except: NodeId, name: &NetworkName, version: u64) -> bool {
+        self.others(except, &RecordKey::Network(name.clone()))
+            .any(|record| matches!(record, Record::Network(n) if n.spec_version < version))
+    }
+
+    fn others(&self, except: NodeId, key: &RecordKey) -> impl Iterator<Item = &Record> {
         self.owners
             .iter()
-            .filter(|(node, _)| **node != except)
-            .any(|(_, owner)| {
-                matches!(owner.records.get(&RecordKey::Service(id.clone())),
-                Some(Record::Service(s)) if s.spec_version < version)
-            })
+            .filter(move |(node, _)| **node != except)
+            .filter_map(move |(_, owner)| owner.records.get(key))
     }
 
     /// Merges everything. `synced` says whether all sources have reported.

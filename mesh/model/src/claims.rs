@@ -228,16 +228,16 @@ pub fn published_port(
         .ok_or(Exhausted::Ports)
 }
 
-/// A free address for a task in one of this node's slices: not the gateway, not in `used`.
+/// A free address for a task in one of this node's slices: not in `used`, and not the first of a slice,
+/// which is the gateway or may become it when an earlier slice is lost.
 pub fn task_address(
     slices: &[Slice],
     used: &dyn Fn(Ipv4Addr) -> bool,
 ) -> Option<(Ipv4Addr, MacAddress)> {
-    let gateway = slices.first()?.prefix.ip();
     slices
         .iter()
-        .flat_map(|slice| slice.prefix.iter())
-        .find(|address| *address != gateway && !used(*address))
+        .flat_map(|slice| slice.prefix.iter().skip(1))
+        .find(|address| !used(*address))
         .map(|address| (address, MacAddress::of_address(address)))
 }
 
