@@ -169,7 +169,7 @@ pub fn clean(config: &Config) -> Result<(), Vec<String>> {
         }
         Err(error) => errors.push(with_causes(&error)),
     }
-    if let Err(error) = Ok::<(), std::io::Error>(()) {
+    if let Err(error) = Relay::clean() {
         errors.push(with_causes(&error));
     }
     if let Err(error) = StateDir::remove(&config.state_dir) {

@@ -2,10 +2,12 @@
 
 use std::{collections::HashMap, future::Future, time::Duration};
 
+use portolan_relay::Relay;
+
 use tokio::{
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
     sync::{mpsc, oneshot, watch},
-    task::{Id, JoinSet},
+    task::{AbortHandle, Id, JoinSet},
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
@@ -22,7 +24,7 @@ const GRACE: Duration = Duration::from_secs(5);
 /// The parts that run, by name.
 pub(super) struct Parts {
     tasks: JoinSet<anyhow::Result<()>>,
-    names: HashMap<Id, &'static str>,
+    names: HashMap<Id, (&'static str, AbortHandle)>,
     ends: CancellationToken,
 }
 
@@ -43,7 +45,7 @@ impl Parts {
         part: impl Future<Output = anyhow::Result<()>> + Send + 'static,
     ) {
         let handle = self.tasks.spawn(part);
-        self.names.insert(handle.id(), name);
+        self.names.insert(handle.id(), (name, handle));
     }
 
     /// Runs until a signal, a request to leave, or the end of a part; then leaves the cluster and ends the
@@ -56,35 +58,32 @@ impl Parts {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let request = tokio::select! {
-            _ = terminate.recv() => None,
-            _ = interrupt.recv() => None,
+            () = told(&mut terminate, &mut interrupt) => None,
             request = leave.recv() => request,
             ended = self.next() => return ended,
         };
         tracing::info!("leaving the cluster");
-        let told_again = async {
-            tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
-        };
         tokio::select! {
             () = drain(&shared) => {}
-            () = told_again => tracing::info!("told again: not waiting for connections to end"),
+            () = told(&mut terminate, &mut interrupt) => tracing::info!("told again: not waiting for connections to end"),
             ended = self.next() => return ended,
         }
-        shared.gossip.leave().await;
-        let left = match request {
-            Some(request) => {
-                let failed = if request.clean {
-                    clean(&shared).await
-                } else {
-                    Vec::new()
-                };
-                Some((request.done, failed))
+        tokio::select! {
+            () = shared.gossip.leave() => {}
+            () = told(&mut terminate, &mut interrupt) => tracing::info!("told again: not waiting for the others"),
+        }
+        if let Some(request) = request {
+            let mut failed = Vec::new();
+            if request.clean {
+                // It would set up again what is removed.
+                self.stop("the runner").await;
+                failed = clean(&shared).await;
             }
-            None => None,
-        };
-        if let Some((done, failed)) = left {
-            // Whoever asked may have gone; the log has it too.
-            drop(done.send(failed));
+            for error in &failed {
+                tracing::warn!(error, "not removed");
+            }
+            // Whoever asked may have gone.
+            drop(request.done.send(failed));
         }
         drop(shared);
         self.end().await;
@@ -100,12 +99,23 @@ impl Parts {
             Ok((id, result)) => (id, result),
             Err(error) => (error.id(), Err(anyhow::anyhow!("it died: {error}"))),
         };
-        let name = self.names.get(&id).copied().unwrap_or("a part");
+        let name = self.names.get(&id).map_or("a part", |(name, _)| *name);
         self.end().await;
         match result {
             Ok(()) => Err(anyhow::anyhow!("{name} ended")),
             Err(error) => Err(error.context(format!("{name} ended"))),
         }
+    }
+
+    /// Ends one part at once, whatever it was about to do. The others that end meanwhile have been told to.
+    async fn stop(&mut self, part: &str) {
+        let handles = self.names.values();
+        let Some((_, handle)) = handles.into_iter().find(|(name, _)| *name == part) else {
+            return;
+        };
+        let handle = handle.clone();
+        handle.abort();
+        while !handle.is_finished() && self.tasks.join_next().await.is_some() {}
     }
 
     async fn end(&mut self) {
@@ -116,6 +126,11 @@ impl Parts {
         }
         self.tasks.shutdown().await;
     }
+}
+
+/// Waits for SIGTERM or SIGINT.
+async fn told(terminate: &mut Signal, interrupt: &mut Signal) {
+    tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
 }
 
 /// Tells the others that the node leaves, and waits until its tasks have drained. Where no one can have
@@ -140,8 +155,10 @@ async fn drain(shared: &Shared) {
 
 async fn clean(shared: &Shared) -> Vec<String> {
     let mut failed = shared.overlay.clean().await.err().unwrap_or_default();
-    if let Err(error) = Ok::<(), std::io::Error>(()) {
-        failed.push(super::with_causes(&error));
+    match tokio::task::spawn_blocking(Relay::clean).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => failed.push(super::with_causes(&error)),
+        Err(error) => failed.push(super::with_causes(&error)),
     }
     if let Err(error) = StateDir::remove(&shared.config.state_dir) {
         failed.push(super::with_causes(&error));
