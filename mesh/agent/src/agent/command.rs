@@ -68,13 +68,17 @@ impl Runner {
         &mut self,
         change: impl FnOnce(&mut Self) -> Result<T, Refusal>,
     ) -> Result<T, Refusal> {
-        let result = change(self)?;
-        self.node.refresh(super::now_ms());
-        if let Err(error) = self.save() {
-            self.roll_back();
-            return Err(vec![format!("{error}; nothing was changed")]);
+        let before = self.node.state().clone();
+        let result = change(self).and_then(|result| {
+            self.node.refresh(super::now_ms());
+            let saved = self.save().map(|()| result);
+            saved.map_err(|error| vec![format!("{error}; nothing was changed")])
+        });
+        if result.is_err() {
+            self.node.restore(before);
+            self.node.refresh(super::now_ms());
         }
-        Ok(result)
+        result
     }
 
     /// Takes the stack files of the configuration, of which those are applied that changed since they last
@@ -113,11 +117,14 @@ impl Runner {
             return;
         }
         for mut stack in std::mem::take(&mut self.pending_stacks) {
-            match self.change(|r| r.apply(&stack.apply)) {
-                Ok(_) => {
-                    tracing::info!(file = stack.apply.source, "stack file applied");
-                    self.node.note_stack_file(stack.apply.source, stack.hash);
-                }
+            let applied = self.change(|r| {
+                r.apply(&stack.apply)?;
+                let (path, hash) = (stack.apply.source.clone(), stack.hash.clone());
+                r.node.note_stack_file(path, hash);
+                Ok(())
+            });
+            match applied {
+                Ok(()) => tracing::info!(file = stack.apply.source, "stack file applied"),
                 Err(problems) => {
                     if problems != stack.problems {
                         tracing::warn!(

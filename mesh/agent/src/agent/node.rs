@@ -9,11 +9,15 @@ mod declare;
 mod follow;
 mod tasks;
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr},
+    sync::Arc,
+};
 
 use portolan_model::{
-    Catalog, HealthCheck, NetworkAttach, NodeId, NodeState, Record, Snapshot, Task, TaskId,
-    TaskState,
+    Catalog, HealthCheck, NetworkAttach, NetworkName, NodeId, NodeState, Record, Snapshot, Task,
+    TaskId, TaskState,
 };
 
 pub(super) use tasks::{AttachState, Wanted};
@@ -41,7 +45,14 @@ pub(super) struct Node {
     synced: bool,
     /// How far each task's namespace is attached.
     attach: BTreeMap<TaskId, AttachState>,
+    /// The address given last on each network: one that was just given up is not given again at once,
+    /// as others may not have heard of it yet.
+    given: BTreeMap<NetworkName, Ipv4Addr>,
     snapshot: Arc<Snapshot>,
+    /// The revision of the catalog that the snapshot is made of.
+    revision: Option<u64>,
+    /// When [`Self::refresh`] was called last.
+    refreshed_ms: u64,
 }
 
 impl Node {
@@ -64,7 +75,10 @@ impl Node {
             leaving: false,
             synced: false,
             attach,
+            given: BTreeMap::new(),
             snapshot: Arc::new(Snapshot::empty(id)),
+            revision: None,
+            refreshed_ms: 0,
         }
     }
 
@@ -78,7 +92,7 @@ impl Node {
         &self.state
     }
 
-    /// Goes back to an earlier state, after the present one could not be saved.
+    /// Goes back to an earlier state, after a change that was refused or could not be saved.
     pub(super) fn restore(&mut self, state: LocalState) {
         self.state = state;
     }
@@ -90,7 +104,10 @@ impl Node {
 
     /// Says that every source has reported.
     pub(super) fn set_synced(&mut self) {
-        self.synced = true;
+        if !self.synced {
+            self.synced = true;
+            self.revision = None;
+        }
     }
 
     /// Announces that the node is about to go.
@@ -117,6 +134,8 @@ impl Node {
 
     /// Makes everything follow from what is known now.
     pub(super) fn refresh(&mut self, now_ms: u64) {
+        self.refreshed_ms = now_ms;
+        self.mind_the_clock(now_ms);
         // A claim changes the snapshot from which the next one is made: a few rounds settle that, and
         // two nodes that keep contesting each other go on at the next call.
         for _ in 0..8 {
@@ -132,9 +151,10 @@ impl Node {
         self.rebuild(now_ms);
     }
 
-    /// When [`Self::refresh`] has something to do even if nothing happens, Unix milliseconds.
+    /// When [`Self::refresh`] has something to do even if nothing happens, Unix milliseconds. What was due
+    /// by the last refresh is done, or waits for something else than time.
     pub(super) fn next_deadline_ms(&self) -> Option<u64> {
-        self.deadlines().min()
+        self.deadlines().filter(|at| *at > self.refreshed_ms).min()
     }
 
     /// Every record that this node publishes.
@@ -176,6 +196,11 @@ impl Node {
     fn rebuild(&mut self, now_ms: u64) {
         let records = self.records(now_ms);
         self.catalog.set_owner(self.identity.id, true, records);
+        let revision = Some(self.catalog.revision());
+        if self.revision == revision {
+            return;
+        }
+        self.revision = revision;
         let snapshot = self.catalog.snapshot(self.synced);
         if *self.snapshot != snapshot {
             self.snapshot = Arc::new(snapshot);

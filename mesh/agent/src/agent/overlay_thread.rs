@@ -159,17 +159,17 @@ impl Worker {
     fn answer(&mut self, request: Request) {
         match request {
             Request::Reconcile(_) => {}
+            // Looking first, so that who gets the answer does not read of the time before it that a
+            // namespace has vanished.
             Request::Attach(attachment, reply) => {
-                drop(
-                    reply.send(
-                        self.overlay
-                            .attach(&attachment)
-                            .map_err(|e| super::with_causes(&e)),
-                    ),
-                );
+                let attached = self.overlay.attach(&attachment);
+                self.look();
+                drop(reply.send(attached.map_err(|e| super::with_causes(&e))));
             }
             Request::Detach(id, reply) => {
-                drop(reply.send(self.overlay.detach(&id).map_err(|e| super::with_causes(&e))));
+                let detached = self.overlay.detach(&id);
+                self.look();
+                drop(reply.send(detached.map_err(|e| super::with_causes(&e))));
             }
             Request::Clean(reply) => {
                 self.snapshot = None;

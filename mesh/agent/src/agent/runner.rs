@@ -56,7 +56,7 @@ pub(super) struct Runner {
     wires: Wires,
     /// What was read of each owner last, to read again only what changed.
     owners: BTreeMap<NodeId, Arc<Owner>>,
-    published: BTreeMap<Bytes, Bytes>,
+    published: Option<Vec<Record>>,
     health: HealthChecks,
     /// What the overlay was asked for, and has.
     attached: Attached,
@@ -66,6 +66,8 @@ pub(super) struct Runner {
     /// Users that wait for a task to be attached, or to fail.
     waiting: BTreeMap<TaskId, Reply<TaskId>>,
     save_problem: Option<String>,
+    /// Why some records of this node are not published.
+    publish_problems: Vec<String>,
     /// Stack files of the configuration that wait to be applied, with their hashes and what kept them.
     pub(super) pending_stacks: Vec<PendingStack>,
 }
@@ -100,13 +102,14 @@ impl Runner {
             overlay,
             wires,
             owners: BTreeMap::new(),
-            published: BTreeMap::new(),
+            published: None,
             health: HealthChecks::new(),
             attached: BTreeMap::new(),
             work: JoinSet::new(),
             busy: BTreeSet::new(),
             waiting: BTreeMap::new(),
             save_problem: None,
+            publish_problems: Vec::new(),
             pending_stacks: Vec::new(),
         }
     }
@@ -136,10 +139,6 @@ impl Runner {
                 },
                 changed = overlay.changed() => {
                     changed.map_err(|_| anyhow::anyhow!("the overlay's thread has ended"))?;
-                    let vanished = overlay.borrow_and_update().vanished.clone();
-                    for id in vanished {
-                        self.vanished(&id);
-                    }
                 }
                 Some(done) = self.work.join_next() => {
                     let (id, done) = done.map_err(|e| anyhow::anyhow!("attaching died: {e}"))?;
@@ -172,9 +171,11 @@ impl Runner {
 
     /// Lets everything follow from what has just become known.
     pub(super) fn settle(&mut self) {
+        self.let_go_of_vanished();
         self.node.settle_attachments();
         self.node.refresh(super::now_ms());
         self.apply_pending_stacks();
+        self.answer_waiting();
         self.save_problem = self.save().err();
         self.publish();
         self.attach_and_detach();
@@ -195,24 +196,32 @@ impl Runner {
         Ok(())
     }
 
-    /// Goes back to what was saved last.
-    pub(super) fn roll_back(&mut self) {
-        self.node.restore(self.saved.clone());
-        self.node.refresh(super::now_ms());
+    /// Answers a user once a new task is attached, or cannot be.
+    pub(super) fn answer_when_attached(&mut self, id: TaskId, reply: Reply<TaskId>) {
+        self.waiting.insert(id, reply);
     }
 
-    /// Answers a user once a new task is attached; one that can not be is removed again.
-    pub(super) fn answer_when_attached(&mut self, id: TaskId, reply: Reply<TaskId>) {
-        let attachable = self.node.wanted_attachments().contains_key(&id);
-        let waits = attachable || !self.node.snapshot().synced;
-        if self.node.attach_states().get(&id) == Some(&AttachState::Attached) {
-            drop(reply.send(Ok(id)));
-        } else if waits {
-            self.waiting.insert(id, reply);
-        } else {
-            let reason = self.node.why_not_attachable(&id);
-            self.node.remove_task(&id);
-            drop(reply.send(Err(vec![reason])));
+    /// Answers those who wait for a task that is attached by now, is gone, or can have no address; the
+    /// last is removed again. [`Self::done`] answers for the others.
+    fn answer_waiting(&mut self) {
+        let waiting: Vec<TaskId> = self.waiting.keys().cloned().collect();
+        for id in waiting {
+            let attached = self.node.attach_states().get(&id) == Some(&AttachState::Attached);
+            let answer = match self.node.state().tasks.get(&id) {
+                None => Err(format!("task {id} was removed before it was attached")),
+                Some(_) if attached => Ok(id.clone()),
+                Some(_) if !self.node.snapshot().synced => continue,
+                Some(task) => match self.node.lacks_address(task) {
+                    Some(reason) => Err(reason),
+                    None => continue,
+                },
+            };
+            if answer.is_err() {
+                self.node.remove_task(&id);
+            }
+            if let Some(reply) = self.waiting.remove(&id) {
+                drop(reply.send(answer.map_err(|reason| vec![reason])));
+            }
         }
     }
 
@@ -264,22 +273,24 @@ impl Runner {
             return;
         }
         let records = self.node.records(super::now_ms());
-        let encoded: BTreeMap<Bytes, Bytes> = records
-            .iter()
-            .filter_map(|record| match record.encode() {
-                Ok(value) => Some((record.key().encode().into(), value.into())),
-                Err(error) => {
-                    tracing::error!(%error, "record not published");
-                    None
-                }
-            })
-            .collect();
-        if encoded != self.published {
-            if let Err(error) = self.gossip.set_records(encoded.clone()) {
-                tracing::error!(error = super::with_causes(&error), "records not published");
-            }
-            self.published = encoded;
+        if self.published.as_ref() == Some(&records) {
+            return;
         }
+        let mut encoded: BTreeMap<Bytes, Bytes> = BTreeMap::new();
+        let mut problems = Vec::new();
+        for record in &records {
+            match record.encode() {
+                Ok(value) => drop(encoded.insert(record.key().encode().into(), value.into())),
+                Err(error) => problems.push(super::with_causes(&error)),
+            }
+        }
+        if let Err(error) = self.gossip.set_records(encoded) {
+            problems.push(super::with_causes(&error));
+        }
+        if problems != self.publish_problems {
+            tracing::error!(?problems, "what of this node is not published");
+        }
+        (self.published, self.publish_problems) = (Some(records), problems);
     }
 
     fn attach_and_detach(&mut self) {
@@ -303,12 +314,7 @@ impl Runner {
             .keys()
             .filter(|id| !wanted.contains_key(id) && !self.busy.contains(id));
         for id in gone.cloned().collect::<Vec<_>>() {
-            self.busy.insert(id.clone());
-            let overlay = self.overlay.clone();
-            self.work.spawn(async move {
-                let result = overlay.detach(id.clone()).await;
-                (id, Done::Detached(result))
-            });
+            self.detach(id);
         }
     }
 
@@ -360,34 +366,40 @@ impl Runner {
         }
     }
 
-    fn vanished(&mut self, id: &TaskId) {
-        if self.attached.remove(id).is_some() {
+    /// Detaches what the overlay says to have lost its namespace. It says so until that is done.
+    fn let_go_of_vanished(&mut self) {
+        let vanished = self.overlay.standing().borrow().vanished.clone();
+        for id in vanished.difference(&self.busy.clone()) {
             tracing::info!(task = %id, "its network namespace is gone");
+            self.attached.remove(id);
             self.node.namespace_gone(id);
-            let overlay = self.overlay.clone();
-            let id = id.clone();
-            self.busy.insert(id.clone());
-            self.work.spawn(async move {
-                let result = overlay.detach(id.clone()).await;
-                (id, Done::Detached(result))
-            });
+            self.detach(id.clone());
         }
     }
 
+    fn detach(&mut self, id: TaskId) {
+        self.busy.insert(id.clone());
+        let overlay = self.overlay.clone();
+        self.work.spawn(async move {
+            let result = overlay.detach(id.clone()).await;
+            (id, Done::Detached(result))
+        });
+    }
+
     fn tell_reasons(&self) {
-        let pending = self
-            .node
-            .attach_states()
-            .iter()
-            .filter_map(|(id, state)| match state {
-                AttachState::Pending(reason) => Some((id.clone(), reason.clone())),
-                AttachState::Attached => None,
-            });
+        let synced = self.node.snapshot().synced;
+        let tasks = self.node.state().tasks.values().filter(|_| synced);
+        let lacking = tasks.filter_map(|t| Some((t.id.clone(), self.node.lacks_address(t)?)));
+        let states = self.node.attach_states().iter();
+        let pending = states.filter_map(|(id, state)| match state {
+            AttachState::Pending(reason) => Some((id.clone(), reason.clone())),
+            AttachState::Attached => None,
+        });
         let stacks = self.pending_stacks.iter().flat_map(|stack| &stack.problems);
-        let problems = self.save_problem.iter().chain(stacks).cloned().collect();
+        let own = self.save_problem.iter().chain(&self.publish_problems);
         let reasons = Reasons {
-            tasks: pending.collect(),
-            problems,
+            tasks: lacking.chain(pending).collect(),
+            problems: own.chain(stacks).cloned().collect(),
         };
         self.wires.reasons.send_if_modified(|present| {
             let changed = *present != reasons;

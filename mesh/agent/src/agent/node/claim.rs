@@ -1,12 +1,13 @@
 //! Claiming slices, addresses and VIPs, and giving way where an older claim is met.
 
 use std::{
+    collections::BTreeSet,
     net::{IpAddr, Ipv4Addr},
     sync::Arc,
 };
 
 use portolan_model::{
-    Endpoint, EndpointMode, NetworkName, ServiceId, Slice, Snapshot, TaskId, claims,
+    Endpoint, EndpointMode, MacAddress, NetworkName, ServiceId, Snapshot, TaskId, claims,
 };
 
 use super::Node;
@@ -20,7 +21,7 @@ impl Node {
         }
         let snapshot = Arc::clone(&self.snapshot);
         self.give_way(&snapshot);
-        self.ensure_slice(&snapshot, &NetworkName::ingress(), now_ms);
+        self.ensure_slice(&NetworkName::ingress(), now_ms);
         let tasks: Vec<TaskId> = self.state.tasks.keys().cloned().collect();
         for id in tasks {
             self.claim_addresses(&snapshot, &id, now_ms);
@@ -46,17 +47,19 @@ impl Node {
         self.state.slices.retain(|_, held| !held.slices.is_empty());
     }
 
-    fn ensure_slice(&mut self, snapshot: &Snapshot, network: &NetworkName, now_ms: u64) {
-        if !self.state.slices.contains_key(network)
-            && let Ok(slice) = claims::slice(snapshot, self.identity.id, network, now_ms)
-        {
-            self.state
-                .slices
-                .entry(network.clone())
-                .or_default()
-                .slices
-                .push(slice);
+    fn ensure_slice(&mut self, network: &NetworkName, now_ms: u64) {
+        if !self.state.slices.contains_key(network) {
+            self.claim_slice(network, now_ms);
         }
+    }
+
+    /// Claims one more slice of a network. The snapshot follows at once, so that the next claim keeps off it.
+    fn claim_slice(&mut self, network: &NetworkName, now_ms: u64) -> Option<()> {
+        let slice = claims::slice(&self.snapshot, self.identity.id, network, now_ms).ok()?;
+        let held = self.state.slices.entry(network.clone()).or_default();
+        held.slices.push(slice);
+        self.rebuild(now_ms);
+        Some(())
     }
 
     /// Gives a task an address on each of its networks.
@@ -85,8 +88,8 @@ impl Node {
             if !snapshot.networks.contains_key(network) {
                 continue;
             }
-            self.ensure_slice(snapshot, network, now_ms);
-            endpoints.extend(self.endpoint(snapshot, &task, network, now_ms));
+            self.ensure_slice(network, now_ms);
+            endpoints.extend(self.endpoint(&task, network, now_ms));
         }
         if let Some(task) = self.state.tasks.get_mut(id) {
             task.networks = networks;
@@ -97,7 +100,6 @@ impl Node {
     /// The task's endpoint on a network: the one that it has, or a new one.
     fn endpoint(
         &mut self,
-        snapshot: &Snapshot,
         task: &LocalTask,
         network: &NetworkName,
         now_ms: u64,
@@ -110,15 +112,11 @@ impl Node {
         {
             return Some(present.clone());
         }
-        let new = self.free_address(network, held).or_else(|| {
-            let more = claims::slice(snapshot, self.identity.id, network, now_ms).ok()?;
-            let free = claims::task_address(&[more], &|_| false);
-            Some((free?, Some(more)))
-        });
-        let ((ip, mac), more) = new?;
-        if let Some(held) = self.state.slices.get_mut(network) {
-            held.slices.extend(more);
-        }
+        let (ip, mac) = self.free_address(network).or_else(|| {
+            self.claim_slice(network, now_ms)?;
+            self.free_address(network)
+        })?;
+        self.given.insert(network.clone(), ip);
         Some(Endpoint {
             network: network.clone(),
             ip: ip.into(),
@@ -126,24 +124,21 @@ impl Node {
         })
     }
 
-    fn free_address(
-        &self,
-        network: &NetworkName,
-        held: &[Slice],
-    ) -> Option<((Ipv4Addr, portolan_model::MacAddress), Option<Slice>)> {
-        let used = |ip: Ipv4Addr| {
-            let taken = self.state.tasks.values().flat_map(|task| &task.endpoints);
-            taken
-                .into_iter()
-                .any(|e| e.network == *network && e.ip == IpAddr::V4(ip))
-                || held
-                    .first()
-                    .is_some_and(|first| claims::source_addresses(first).any(|s| s == ip))
-                || held
-                    .iter()
-                    .any(|s| s.prefix.broadcast() == ip && s.prefix.prefix() <= 24)
-        };
-        claims::task_address(held, &used).map(|free| (free, None))
+    fn free_address(&self, network: &NetworkName) -> Option<(Ipv4Addr, MacAddress)> {
+        let held = &self.state.slices.get(network)?.slices;
+        let tasks = self.state.tasks.values().flat_map(|task| &task.endpoints);
+        let mut used: BTreeSet<IpAddr> = tasks
+            .filter(|e| e.network == *network)
+            .map(|e| e.ip)
+            .collect();
+        let sources = held.first().into_iter().flat_map(claims::source_addresses);
+        used.extend(sources.map(IpAddr::V4));
+        let large = held.iter().filter(|slice| slice.prefix.prefix() <= 24);
+        used.extend(large.map(|slice| IpAddr::V4(slice.prefix.broadcast())));
+        let taken = |ip: Ipv4Addr| used.contains(&ip.into());
+        let last = self.given.get(network).copied();
+        claims::task_address(held, &|ip| taken(ip) || Some(ip) <= last)
+            .or_else(|| claims::task_address(held, &taken))
     }
 
     /// Gives VIPs to the services for which this node answers, and new ones where an older service has

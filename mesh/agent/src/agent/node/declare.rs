@@ -108,8 +108,11 @@ impl Node {
             .filter(|network| of_stack(&network.stack))
             .collect();
         if services.is_empty() && networks.is_empty() {
-            if let Some(view) = snapshot.find_service(name) {
-                services.push(Arc::clone(&view.service));
+            // The start of an id is not enough: after a removal it would stand for another service.
+            let named = |s: &Service| s.name == name || s.id.as_str() == name;
+            let mut all = snapshot.services.values().map(|view| &view.service);
+            if let Some(service) = all.find(|service| named(service)) {
+                services.push(Arc::clone(service));
             } else if let Some(view) = snapshot
                 .networks
                 .values()
@@ -147,7 +150,7 @@ impl Node {
     fn remove_service(&mut self, service: &Service, now_ms: u64) {
         let gone = Service {
             removed: true,
-            spec_version: service.spec_version + 1,
+            spec_version: next_version(service.spec_version, now_ms),
             ..service.clone()
         };
         self.state
@@ -159,10 +162,10 @@ impl Node {
         self.state.services.insert(gone.id.clone(), gone);
     }
 
-    fn remove_network(&mut self, network: &Network, now_ms: u64) {
+    pub(super) fn remove_network(&mut self, network: &Network, now_ms: u64) {
         let gone = Network {
             removed: true,
-            spec_version: network.spec_version + 1,
+            spec_version: next_version(network.spec_version, now_ms),
             ..network.clone()
         };
         self.state
@@ -257,7 +260,7 @@ impl Node {
         match present {
             Some(view) if *view.network == network => applied.unchanged.push(name),
             _ => {
-                network.spec_version += 1;
+                network.spec_version = next_version(network.spec_version, now_ms);
                 Record::Network(network.clone()).encode()?;
                 let list = if present.is_some() {
                     &mut applied.updated
@@ -331,7 +334,7 @@ impl Node {
         if present.as_deref() == Some(&service) {
             applied.unchanged.push(name);
         } else {
-            service.spec_version += 1;
+            service.spec_version = next_version(service.spec_version, now_ms);
             if let Err(error) = Record::Service(service.clone()).encode() {
                 errors.push(error.into());
             }
@@ -347,6 +350,12 @@ impl Node {
             .remove(&format!("service {}", service.id));
         self.state.services.insert(service.id.clone(), service);
     }
+}
+
+/// The version of a changed declaration: above the one that it replaces, and above every earlier one,
+/// removals too, that a node which is away now may bring back.
+fn next_version(present: u64, now_ms: u64) -> u64 {
+    now_ms.max(present + 1)
 }
 
 /// The VIP of a service on a network: the one that it has, or a new one.

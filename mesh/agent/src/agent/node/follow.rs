@@ -90,7 +90,9 @@ impl Node {
                 || catalog.repeats_older_service(me, id, service.spec_version)
         });
         self.state.networks.retain(|name, network| {
-            !network.removed || !over(removals.get(&format!("network {name}")))
+            !network.removed
+                || !over(removals.get(&format!("network {name}")))
+                || catalog.repeats_older_network(me, name, network.spec_version)
         });
         let (services, networks) = (&self.state.services, &self.state.networks);
         self.state.removals.retain(|key, _| {
@@ -131,9 +133,36 @@ impl Node {
         let slices = self.state.slices.values();
         let slices = slices.filter_map(|held| Some(held.unused_since_ms? + KEEP_SLICE_MS));
         let tasks = self.state.tasks.values();
-        let node = tasks.filter_map(|task| {
-            Some(self.state.draining_since_ms? + u64::from(self.drain_ms(task)))
-        });
-        drains.chain(removals).chain(slices).chain(node)
+        let drained = tasks
+            .filter(|task| task.service.is_some())
+            .filter_map(|task| {
+                Some(self.state.draining_since_ms? + u64::from(self.drain_ms(task)))
+            });
+        drains.chain(removals).chain(slices).chain(drained)
+    }
+
+    /// Lets no moment that was noted lie in a future which the clock, set back, has yet to reach: whatever
+    /// began then counts as begun now.
+    pub(super) fn mind_the_clock(&mut self, now_ms: u64) {
+        let longest: Vec<u64> = self
+            .state
+            .tasks
+            .values()
+            .map(|task| now_ms + u64::from(self.drain_ms(task)))
+            .collect();
+        for (task, longest) in self.state.tasks.values_mut().zip(longest) {
+            task.drain_until_ms = task.drain_until_ms.map(|until| until.min(longest));
+        }
+        let state = &mut self.state;
+        let unused = state
+            .slices
+            .values_mut()
+            .map(|held| &mut held.unused_since_ms);
+        for since in unused.chain([&mut state.draining_since_ms]) {
+            *since = since.map(|since| since.min(now_ms));
+        }
+        for since in state.removals.values_mut() {
+            *since = now_ms.min(*since);
+        }
     }
 }

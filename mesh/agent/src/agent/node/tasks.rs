@@ -185,7 +185,7 @@ impl Node {
                 TaskPlace::Pid(pid) => Place::Pid(*pid),
                 TaskPlace::Address(ip) => Place::Address(*ip),
             };
-            let id = static_id(file, &task.service, &place);
+            let id = static_id(&me, file, &task.service, &place);
             kept.insert(id.clone());
             if let Some(present) = self.state.tasks.get_mut(&id) {
                 present.slot = task.slot.unwrap_or(present.slot);
@@ -223,11 +223,8 @@ impl Node {
         }
     }
 
-    /// Why a task has no addresses, in the words of a user.
-    pub(crate) fn why_not_attachable(&self, id: &TaskId) -> String {
-        let Some(task) = self.state.tasks.get(id) else {
-            return TaskError::NoTask(id.to_string()).to_string();
-        };
+    /// Why a task lacks an address, in the words of a user.
+    fn why_no_address(&self, task: &LocalTask) -> String {
         let missing = task
             .networks
             .iter()
@@ -285,19 +282,24 @@ impl Node {
         }
     }
 
-    /// How each task's namespace is to be attached, of the tasks whose addresses are complete.
+    /// Why a task of this node lacks an address on one of its networks; `None` if it does not.
+    pub(crate) fn lacks_address(&self, task: &LocalTask) -> Option<String> {
+        let there = |network: &NetworkName| task.endpoints.iter().any(|e| e.network == *network);
+        let complete = !task.endpoints.is_empty() && task.networks.iter().all(there);
+        (!complete).then(|| self.why_no_address(task))
+    }
+
+    /// How each task's namespace is to be attached. Where a network cannot be had the task still is on the
+    /// others: what serves is not given up for what is missing.
     pub(crate) fn wanted_attachments(&self) -> BTreeMap<TaskId, (Place, Vec<Wanted>)> {
         let tasks = self.state.tasks.values();
         let attachable = tasks.filter(|task| !matches!(task.place, Place::Address(_)));
         attachable
             .filter_map(|task| {
-                let wanted: Option<Vec<Wanted>> = task
-                    .endpoints
-                    .iter()
-                    .map(|endpoint| self.wanted(endpoint))
-                    .collect();
-                let wanted = wanted.filter(|w| !w.is_empty() && w.len() == task.networks.len())?;
-                Some((task.id.clone(), (task.place.clone(), wanted)))
+                let endpoints = task.endpoints.iter();
+                let wanted: Vec<Wanted> = endpoints.filter_map(|e| self.wanted(e)).collect();
+                let somewhere = !wanted.is_empty();
+                somewhere.then(|| (task.id.clone(), (task.place.clone(), wanted)))
             })
             .collect()
     }
@@ -432,9 +434,11 @@ pub(crate) fn describe(place: &Place) -> String {
     }
 }
 
-/// The identity of a task of a stack file: the same at every start.
-fn static_id(file: &str, service: &ServiceId, place: &Place) -> TaskId {
-    let digest = Sha256::digest(format!("{file}\0{service}\0{}", describe(place)));
+/// The identity of a task of a stack file: the same at every start, and another on every node, as one file
+/// may name the same place on several.
+fn static_id(node: &str, file: &str, service: &ServiceId, place: &Place) -> TaskId {
+    let text = format!("{node}\0{file}\0{service}\0{}", describe(place));
+    let digest = Sha256::digest(text);
     let hex: String = digest
         .iter()
         .take(6)

@@ -6,6 +6,9 @@ use portolan_provider::{Stack, StackNetwork};
 use super::{tasks::TaskError, *};
 use crate::api::Place;
 
+mod change;
+mod time;
+
 const NOW: u64 = 1_000_000;
 
 fn node(name: &str) -> Node {
