@@ -32,7 +32,10 @@ mod program;
 mod settings;
 mod surroundings;
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use portolan_model::{Snapshot, TaskId};
 
@@ -182,6 +185,11 @@ impl Overlay {
         attach::detach(&mut self.netlink, id)?;
         self.attached.remove(id);
         Ok(())
+    }
+
+    /// What is attached; at first that is what an earlier run left.
+    pub fn attachments(&self) -> BTreeSet<TaskId> {
+        self.attached.keys().cloned().collect()
     }
 
     /// The attachments of which a link has gone, and with it most likely the namespace. They are told
