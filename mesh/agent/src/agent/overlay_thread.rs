@@ -36,6 +36,8 @@ pub(super) struct OverlayStanding {
     pub counters: Counters,
     /// Attachments whose namespace is gone.
     pub vanished: BTreeSet<TaskId>,
+    /// Attachments that an earlier agent left.
+    pub adopted: BTreeSet<TaskId>,
 }
 
 /// The way to the thread.
@@ -54,6 +56,7 @@ pub(super) fn start(
     let (ready, opened) = mpsc::sync_channel(1);
     let thread = std::thread::spawn(move || match Overlay::open(config) {
         Ok(overlay) => {
+            standing.send_modify(|standing| standing.adopted = overlay.attachments());
             drop(ready.send(Ok(())));
             Worker {
                 overlay,

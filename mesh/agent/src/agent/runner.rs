@@ -60,6 +60,8 @@ pub(super) struct Runner {
     health: HealthChecks,
     /// What the overlay was asked for, and has.
     attached: Attached,
+    /// Why tasks that serve are not on all of their networks.
+    incomplete: BTreeMap<TaskId, String>,
     /// Attaching and detaching under way: at most one for a task.
     work: JoinSet<(TaskId, Done)>,
     busy: BTreeSet<TaskId>,
@@ -105,6 +107,7 @@ impl Runner {
             published: None,
             health: HealthChecks::new(),
             attached: BTreeMap::new(),
+            incomplete: BTreeMap::new(),
             work: JoinSet::new(),
             busy: BTreeSet::new(),
             waiting: BTreeMap::new(),
@@ -120,6 +123,7 @@ impl Runner {
         let mut overlay = self.overlay.standing();
         views.mark_changed();
         self.forget_ended_processes();
+        self.detach_orphans();
         self.settle();
         loop {
             let deadline = self.node.next_deadline_ms();
@@ -165,6 +169,17 @@ impl Runner {
             {
                 tracing::info!(task = %task.id, "its process is gone");
                 self.node.remove_task(&task.id);
+            }
+        }
+    }
+
+    /// Detaches what an earlier agent attached and did not live to detach: its addresses may be given again.
+    fn detach_orphans(&mut self) {
+        let adopted = self.overlay.standing().borrow().adopted.clone();
+        for id in adopted {
+            if !self.node.state().tasks.contains_key(&id) {
+                tracing::info!(task = %id, "still attached, and no task any more");
+                self.detach(id);
             }
         }
     }
@@ -326,8 +341,17 @@ impl Runner {
             }
             Done::Attached(place, Ok(())) => {
                 self.attached.insert(id.clone(), place);
+                self.incomplete.remove(&id);
                 self.node.set_attached(&id, AttachState::Attached);
                 Ok(())
+            }
+            // Nothing was undone: the task serves as before where it was.
+            Done::Attached(place, Err(error)) if self.was_part_of(&id, &place) => {
+                let before = self.incomplete.insert(id.clone(), error.clone());
+                if before.as_ref() != Some(&error) {
+                    tracing::warn!(task = %id, error, "not on all of its networks; it is tried again");
+                }
+                Err(error)
             }
             Done::Attached(_, Err(error)) => {
                 self.attached.remove(&id);
@@ -366,6 +390,12 @@ impl Runner {
         }
     }
 
+    /// Whether a task was attached before to some of this, and to nothing else.
+    fn was_part_of(&self, id: &TaskId, (place, wanted): &(Place, Vec<Wanted>)) -> bool {
+        let had = self.attached.get(id);
+        had.is_some_and(|(there, had)| there == place && had.iter().all(|w| wanted.contains(w)))
+    }
+
     /// Detaches what the overlay says to have lost its namespace. It says so until that is done.
     fn let_go_of_vanished(&mut self) {
         let vanished = self.overlay.standing().borrow().vanished.clone();
@@ -386,7 +416,9 @@ impl Runner {
         });
     }
 
-    fn tell_reasons(&self) {
+    fn tell_reasons(&mut self) {
+        let tasks = &self.node.state().tasks;
+        self.incomplete.retain(|id, _| tasks.contains_key(id));
         let synced = self.node.snapshot().synced;
         let tasks = self.node.state().tasks.values().filter(|_| synced);
         let lacking = tasks.filter_map(|t| Some((t.id.clone(), self.node.lacks_address(t)?)));
@@ -398,7 +430,10 @@ impl Runner {
         let stacks = self.pending_stacks.iter().flat_map(|stack| &stack.problems);
         let own = self.save_problem.iter().chain(&self.publish_problems);
         let reasons = Reasons {
-            tasks: lacking.chain(pending).collect(),
+            tasks: lacking
+                .chain(self.incomplete.clone())
+                .chain(pending)
+                .collect(),
             problems: own.chain(stacks).cloned().collect(),
         };
         self.wires.reasons.send_if_modified(|present| {

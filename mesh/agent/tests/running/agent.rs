@@ -24,6 +24,7 @@ const HTTP: ([u8; 4], u16) = ([127, 0, 0, 1], 7947);
 /// An agent that runs, alone in its cluster.
 pub(crate) struct Agent {
     thread: Option<JoinHandle<Result<()>>>,
+    config: Config,
     pub(crate) node: Arc<Node>,
     pub(crate) lab: Lab,
 }
@@ -70,11 +71,7 @@ impl Agent {
     /// Starts one and waits until it is ready.
     pub(crate) fn start() -> Result<Self> {
         let agent = Self::start_with(|_, _| Ok(()))?;
-        wait_until(PATIENCE, "the agent is ready", || {
-            let answer = agent.get("/readyz")?;
-            ensure!(answer.status == 200, "{}", answer.body);
-            Ok(Some(()))
-        })?;
+        agent.ready()?;
         Ok(agent)
     }
 
@@ -105,18 +102,29 @@ impl Agent {
             max_connections: 1000,
         };
         change(&node, &mut config)?;
-        let inside = Arc::clone(&node);
-        let thread = std::thread::spawn(move || {
-            // The threads of the runtime, and those of the agent, are made inside and so belong there.
-            inside.enter(|| {
-                tokio::runtime::Runtime::new()?.block_on(portolan_agent::agent::run(config))
-            })
-        });
         Ok(Self {
-            thread: Some(thread),
+            thread: Some(run(&node, &config)),
+            config,
             node,
             lab,
         })
+    }
+
+    /// Waits until it is ready.
+    pub(crate) fn ready(&self) -> Result<()> {
+        wait_until(PATIENCE, "the agent is ready", || {
+            let answer = self.get("/readyz")?;
+            ensure!(answer.status == 200, "{}", answer.body);
+            Ok(Some(()))
+        })
+    }
+
+    /// Has it leave with what it made left in the kernel, and starts it again as one that remembers nothing.
+    pub(crate) fn begin_anew(&mut self) -> Result<()> {
+        self.end(false)?;
+        fs::remove_dir_all(&self.config.state_dir)?;
+        self.thread = Some(run(&self.node, &self.config));
+        self.ready()
     }
 
     pub(crate) fn socket(&self) -> PathBuf {
@@ -152,13 +160,26 @@ impl Agent {
 
     /// Has it leave, with all that it has made, and waits for its end.
     pub(crate) fn leave(mut self) -> Result<()> {
-        let answer = self.ask("POST", "/v1/leave", &json!({ "clean": true }))?;
+        self.end(true)
+    }
+
+    fn end(&mut self, clean: bool) -> Result<()> {
+        let answer = self.ask("POST", "/v1/leave", &json!({ "clean": clean }))?;
         ensure!(answer.ok()? == json!({}), "{}", answer.body);
         let thread = self.thread.take().context("it has ended")?;
         thread
             .join()
             .map_err(|_| anyhow::anyhow!("the agent panicked"))?
     }
+}
+
+fn run(node: &Arc<Node>, config: &Config) -> JoinHandle<Result<()>> {
+    let (inside, config) = (Arc::clone(node), config.clone());
+    std::thread::spawn(move || {
+        // The threads of the runtime, and those of the agent, are made inside and so belong there.
+        inside
+            .enter(|| tokio::runtime::Runtime::new()?.block_on(portolan_agent::agent::run(config)))
+    })
 }
 
 /// Writes a gossip key that only its owner may read.

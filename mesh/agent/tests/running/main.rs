@@ -3,3 +3,4 @@
 mod admin;
 mod agent;
 mod pages;
+mod tasks;

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use portolan_model::{NetworkName, ServiceId};
 
-use super::Node;
+use super::{AttachState, Node};
 
 /// For how long a removal is published at least, so that a node which was away learns of it.
 const KEEP_REMOVAL_MS: u64 = 10 * 60 * 1000;
@@ -71,6 +71,22 @@ impl Node {
                     .entry(format!("network {name}"))
                     .or_insert(now_ms);
                 self.state.slices.remove(&name);
+            }
+        }
+    }
+
+    /// Holds tasks that serve without being checked to be healthy, so that a check which the service is
+    /// given later takes none of them out of rotation before it has found something.
+    pub(super) fn trust_unchecked(&mut self) {
+        let snapshot = std::sync::Arc::clone(&self.snapshot);
+        let unchecked = |id: &ServiceId| {
+            let view = snapshot.services.get(id);
+            view.is_some_and(|view| view.service.health.is_none())
+        };
+        for task in self.state.tasks.values_mut() {
+            let attached = self.attach.get(&task.id) == Some(&AttachState::Attached);
+            if attached && task.service.as_ref().is_some_and(unchecked) {
+                task.healthy = Some(true);
             }
         }
     }

@@ -240,3 +240,30 @@ fn the_start_of_a_name_removes_nothing() {
     assert!(node.remove("we", NOW).is_err());
     assert!(node.remove("web", NOW).is_ok());
 }
+
+#[test]
+fn a_health_check_that_comes_later_takes_no_task_out_of_rotation() {
+    let mut node = node("n1");
+    let mut file = stack(&[("web", 8080)]);
+    node.apply(&file, false, NOW).unwrap();
+    node.refresh(NOW);
+    add(&mut node, "t1", "web");
+    file.services[0].health = Some(HealthCheck {
+        probe: portolan_model::HealthProbe::Tcp { port: 80 },
+        interval_ms: 2000,
+        timeout_ms: 1000,
+        rise: 2,
+        fall: 3,
+    });
+    node.apply(&file, false, NOW + 1).unwrap();
+    node.refresh(NOW + 1);
+    let id: TaskId = "t1".parse().unwrap();
+    assert_eq!(node.snapshot().tasks[&id].state, TaskState::Healthy);
+    assert!(node.set_health(&id, false));
+    node.refresh(NOW + 2);
+    assert_eq!(node.snapshot().tasks[&id].state, TaskState::Unhealthy);
+    // A new task has to prove itself.
+    add(&mut node, "t2", "web");
+    let new = &node.snapshot().tasks[&"t2".parse().unwrap()];
+    assert_eq!(new.state, TaskState::Starting);
+}
