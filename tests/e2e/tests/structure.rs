@@ -19,6 +19,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("portolan-dns", &["portolan-model"]),
     ("portolan-plane", &["portolan-model"]),
     ("portolan-relay", &["portolan-model", "portolan-plane"]),
+    ("portolan-ebpf", &["portolan-model", "portolan-plane"]),
     ("portolan-testbed", &[]),
     (
         "portolan-agent",

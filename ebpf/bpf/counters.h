@@ -1,0 +1,21 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* Every reason for which the programs drop a packet or leave it to the kernel, and some events besides: the
+ * one definition of them. build.rs makes the Rust table of it, so each stands on one line. */
+COUNTER(NEW_FLOW, "new_flow", "a flow was begun and given a backend")
+COUNTER(TO_RELAY_NO_BACKEND, "to_relay_no_backend", "left to the relay: the frontend has no backend that the fast path reaches")
+COUNTER(TO_RELAY_FRAGMENT, "to_relay_fragment", "left to the kernel: an IP fragment")
+COUNTER(TO_RELAY_OPTIONS, "to_relay_options", "left to the kernel: IP options")
+COUNTER(TO_RELAY_FLOW, "to_relay_flow", "left to the relay: it has the connection")
+COUNTER(TO_RELAY_COLLISION, "to_relay_collision", "left to the relay: every backend tried has a flow of the same addresses and ports")
+COUNTER(COLLISION, "collision", "a backend was not given a flow, as it has one of the same addresses and ports")
+COUNTER(RETRIED, "retried", "a connection without an answer was begun again, with another backend")
+COUNTER(ENDED, "ended", "left to the kernel, which resets the connection: its backend is gone")
+COUNTER(DROP_NO_FLOW, "drop_no_flow", "dropped: in the middle of a connection of which nothing is known")
+COUNTER(DROP_NO_BACK, "drop_no_back", "dropped: a task's reply for which the node that it came by is not known")
+COUNTER(DROP_NO_RETURN, "drop_no_return", "dropped: a task's reply for which the frontend is not known")
+COUNTER(DROP_GONE, "drop_gone", "dropped: a reply from a backend that is gone")
+COUNTER(DROP_COLLISION, "drop_collision", "dropped: the task has a live flow of the same addresses and ports through another node")
+COUNTER(DROP_NOT_MEMBER, "drop_not_member", "dropped: a tunnelled packet from an address that is no member's")
+COUNTER(DROP_FAILED, "drop_failed", "dropped: the kernel refused a change of the packet or of a map")
+COUNTER(MSS_CLAMPED, "mss_clamped", "a connection's segment size was lowered to what fits the tunnel")
+COUNTER(ICMP_TRANSLATED, "icmp_translated", "an ICMP error was translated and sent on")

@@ -1,0 +1,199 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/* The fast path, IPv4. A client's packet comes to node A (`from_outside`, on its network cards), which rewrites its
+ * destination and sends it through the tunnel to node B (`from_mesh`, on the VXLAN link), which hands it to the
+ * task. The reply (`from_task`, on the node's end of the task's veth pair) goes back through the tunnel to A
+ * (`from_mesh`), which rewrites its source and sends it to the client. A task on A itself is reached without the
+ * tunnel. What is not ours goes to the next program and to the kernel. */
+#include "flow.h"
+
+static __always_inline int forward(struct __sk_buff *skb, const struct packet *p, struct flow *f)
+{
+	struct node *self = this_node();
+	if (!self)
+		return drop(DROP_FAILED);
+	book(skb, p, f);
+	book_backend(skb, f->backend, DESTINATION);
+	if (rewrite(skb, p, f, DESTINATION))
+		return drop(DROP_FAILED);
+	if (!f->node)
+		return hand_over(skb, f->ifindex, f->macs);
+	if (p->tcp & TCP_SYN && self->mss)
+		clamp(skb, self->mss);
+	return encapsulate(skb, self, f->node);
+}
+
+/* A task's packet to the client. */
+static __always_inline int give_back(struct __sk_buff *skb, const struct packet *p, struct flow *f)
+{
+	if (!is_current(f))
+		return drop(DROP_GONE);
+	book(skb, p, f);
+	book_backend(skb, f->backend, SOURCE);
+	if (rewrite(skb, p, f, SOURCE))
+		return drop(DROP_FAILED);
+	if (p->tcp & TCP_SYN && f->node) {
+		struct node *self = this_node();
+		if (self && self->mss)
+			clamp(skb, self->mss);
+	}
+	return bpf_redirect_neigh(f->ifindex, 0, 0, 0);
+}
+
+/* Whether a SYN for a flow that is known begins a new one. The old one is over, or it was never answered; in that
+ * case its backend gets no new flows for a while. */
+static __always_inline int begins_anew(const struct packet *p, struct flow *f)
+{
+	__u64 now = bpf_ktime_get_coarse_ns();
+	if (f->closing)
+		return 1;
+	struct tuple way_back = {.saddr = f->ip, .daddr = p->tuple.saddr, .sport = f->port, .dport = p->tuple.sport, .proto = p->tuple.proto};
+	struct flow *back = bpf_map_lookup_elem(&flows, &way_back);
+	if (!back || back->closing)
+		return 1;
+	if (back->packets || now - f->created < UNANSWERED)
+		return 0;
+	struct backend *backend = bpf_map_lookup_elem(&backends, &f->backend);
+	if (backend)
+		backend->passed_over = now + PASSED_OVER;
+	struct backend_counters *counters = bpf_map_lookup_elem(&backend_stats, &f->backend);
+	if (counters)
+		counters->failures += 1;
+	bpf_map_delete_elem(&flows, &way_back);
+	count(RETRIED);
+	return 1;
+}
+
+/* A packet of a flow that is not known, or no longer valid. */
+static __always_inline int first(struct __sk_buff *skb, const struct packet *p, int stale)
+{
+	struct frontend *frontend = addressed(p);
+	if (!frontend)
+		return stale ? leave(ENDED) : TCX_NEXT;
+	if (p->tuple.proto == IPPROTO_TCP && !is_syn(p)) {
+		if (stale)
+			return leave(ENDED);
+		return is_relayed(skb, p) ? leave(TO_RELAY_FLOW) : frontend->slots ? drop(DROP_NO_FLOW) : leave(TO_RELAY_NO_BACKEND);
+	}
+	if (!frontend->slots)
+		return leave(TO_RELAY_NO_BACKEND);
+	struct flow *f = choose(skb, p, frontend);
+	if (f)
+		return forward(skb, p, f);
+	__u64 now = bpf_ktime_get_coarse_ns();
+	struct flow relayed = {.kind = FLOW_RELAY, .created = now, .seen = now, .frontend = frontend->id};
+	bpf_map_update_elem(&flows, &p->tuple, &relayed, BPF_ANY);
+	return leave(TO_RELAY_COLLISION);
+}
+
+SEC("classifier")
+int from_outside(struct __sk_buff *skb)
+{
+	struct packet p;
+	parse(skb, &p);
+	if (p.what == OPTIONS)
+		return leave(TO_RELAY_OPTIONS);
+	if (p.what == FRAGMENT)
+		return leave(TO_RELAY_FRAGMENT);
+	if (p.what == NOT_OURS)
+		return TCX_NEXT;
+	struct flow *f = bpf_map_lookup_elem(&flows, &p.tuple);
+	int stale = 0;
+	if (f && f->kind == FLOW_FORWARD) {
+		stale = !is_current(f);
+		if (!stale && !(is_syn(&p) && begins_anew(&p, f)))
+			return forward(skb, &p, f);
+	} else if (f && f->kind == FLOW_RELAY) {
+		__u64 now = bpf_ktime_get_coarse_ns();
+		if (!is_syn(&p) || now - f->created < IDLE) {
+			book(skb, &p, f);
+			return TCX_NEXT;
+		}
+	} else if (f) {
+		return TCX_NEXT;
+	}
+	return p.what == SEGMENT ? first(skb, &p, stale) : TCX_NEXT;
+}
+
+static __always_inline int in_subnet(const struct node *self, __be32 ip)
+{
+	return (ip & self->mask) == self->subnet;
+}
+
+/* A packet that another node sends to a task of this one, for a client of its own. */
+static __always_inline int deliver(struct __sk_buff *skb, const struct packet *p, struct flow *f)
+{
+	struct bpf_tunnel_key key = {};
+	if (bpf_skb_get_tunnel_key(skb, &key, sizeof(key), 0))
+		return drop(DROP_NOT_MEMBER);
+	if (f && f->node == key.remote_ipv4 && !is_syn(p)) {
+		book(skb, p, f);
+		return hand_over(skb, f->ifindex, f->macs);
+	}
+	struct task *task = bpf_map_lookup_elem(&tasks, &p->tuple.daddr);
+	if (!task)
+		return TCX_NEXT;
+	if (!bpf_map_lookup_elem(&peers, &key.remote_ipv4))
+		return drop(DROP_NOT_MEMBER);
+	__u64 now = bpf_ktime_get_coarse_ns();
+	struct tuple way_back = reversed(&p->tuple);
+	struct flow *old = bpf_map_lookup_elem(&flows, &way_back);
+	if (old && !(old->kind == FLOW_BACK && old->node == key.remote_ipv4) && !is_over(old, now))
+		return drop(DROP_COLLISION);
+	struct flow flow = {.created = now, .seen = now, .kind = FLOW_BACK, .node = key.remote_ipv4};
+	if (bpf_map_update_elem(&flows, &way_back, &flow, BPF_ANY))
+		return drop(DROP_FAILED);
+	flow.kind = FLOW_DELIVER;
+	flow.ifindex = task->ifindex;
+	__builtin_memcpy(flow.macs, task->macs, sizeof(flow.macs));
+	if (bpf_map_update_elem(&flows, &p->tuple, &flow, BPF_ANY))
+		return drop(DROP_FAILED);
+	return hand_over(skb, flow.ifindex, flow.macs);
+}
+
+SEC("classifier")
+int from_mesh(struct __sk_buff *skb)
+{
+	struct packet p;
+	parse(skb, &p);
+	if (p.what != SEGMENT && p.what != ICMP_ERROR)
+		return TCX_NEXT;
+	struct flow *f = bpf_map_lookup_elem(&flows, &p.tuple);
+	if (f && f->kind == FLOW_RETURN && f->node)
+		return give_back(skb, &p, f);
+	if (f && f->kind == FLOW_DELIVER)
+		return deliver(skb, &p, f);
+	struct node *self = this_node();
+	/* Between addresses of the network the kernel routes. */
+	if (!self || p.what != SEGMENT || (in_subnet(self, p.tuple.saddr) && in_subnet(self, p.tuple.daddr)))
+		return TCX_NEXT;
+	if (in_subnet(self, p.tuple.saddr))
+		return drop(DROP_NO_RETURN);
+	return deliver(skb, &p, 0);
+}
+
+SEC("classifier")
+int from_task(struct __sk_buff *skb)
+{
+	struct packet p;
+	parse(skb, &p);
+	if (p.what != SEGMENT && p.what != ICMP_ERROR)
+		return TCX_NEXT;
+	struct flow *f = bpf_map_lookup_elem(&flows, &p.tuple);
+	struct node *self = this_node();
+	if (!self)
+		return TCX_NEXT;
+	if (f && f->kind == FLOW_BACK) {
+		book(skb, &p, f);
+		if (p.tcp & TCP_SYN && self->mss)
+			clamp(skb, self->mss);
+		return encapsulate(skb, self, f->node);
+	}
+	if (f && f->kind == FLOW_RETURN && !f->node)
+		return give_back(skb, &p, f);
+	/* What a task begins by itself, and what stays on the network or the node, is the kernel's. */
+	if (p.what != SEGMENT || is_syn(&p) || in_subnet(self, p.tuple.daddr) || bpf_map_lookup_elem(&own, &p.tuple.daddr))
+		return TCX_NEXT;
+	return drop(DROP_NO_BACK);
+}
+
+char licence[] SEC("license") = "Dual BSD/GPL";

@@ -1,0 +1,151 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* Flows: their books, and the choice of a backend for a new one. */
+#pragma once
+#include "packet.h"
+
+#define MS 1000000ull
+/* A SYN again after this long without an answer goes to another backend; the first retransmission comes after
+ * 1 s (RFC 6298). */
+#define UNANSWERED (800 * MS)
+/* For how long a backend that did not answer gets no new flows, while there are others. */
+#define PASSED_OVER (10000 * MS)
+/* A flow without a packet for this long may give way to one of the same addresses and ports. */
+#define IDLE (60000 * MS)
+/* How many backends are tried for one packet, and from which try on those passed over count again. */
+#define TRIES 8
+#define LAST_TRIES 6
+
+static __always_inline void book(struct __sk_buff *skb, const struct packet *p, struct flow *f)
+{
+	f->seen = bpf_ktime_get_coarse_ns();
+	f->packets += 1;
+	f->bytes += skb->len - ETH_HLEN;
+	if (p->tcp & (TCP_FIN | TCP_RST))
+		f->closing = 1;
+}
+
+static __always_inline void book_backend(struct __sk_buff *skb, __u32 backend, enum end to)
+{
+	struct backend_counters *counters = bpf_map_lookup_elem(&backend_stats, &backend);
+	if (!counters)
+		return;
+	if (to == DESTINATION)
+		counters->bytes_in += skb->len - ETH_HLEN;
+	else
+		counters->bytes_out += skb->len - ETH_HLEN;
+}
+
+/* Whether a flow's backend is still the one that it was. */
+static __always_inline int is_current(const struct flow *f)
+{
+	struct backend *backend = bpf_map_lookup_elem(&backends, &f->backend);
+	return backend && backend->generation == f->generation;
+}
+
+/* Whether a flow of a task may be taken for over when another wants its addresses and ports. */
+static __always_inline int is_over(const struct flow *f, __u64 now)
+{
+	if (f->closing || now - f->seen > IDLE)
+		return 1;
+	if (f->kind == FLOW_RETURN)
+		return !is_current(f);
+	return f->kind == FLOW_BACK && !f->packets && now - f->created > UNANSWERED;
+}
+
+/* Begins a flow from a client to a backend, unless the backend has one of the same addresses and ports. */
+static __always_inline struct flow *begin(struct __sk_buff *skb, const struct packet *p, const struct frontend *frontend, __u32 index, const struct backend *backend, __u64 now)
+{
+	struct tuple way_back = {.saddr = backend->ip, .daddr = p->tuple.saddr, .sport = backend->port, .dport = p->tuple.sport, .proto = p->tuple.proto};
+	struct flow flow = {
+		.created = now,
+		.seen = now,
+		.kind = FLOW_RETURN,
+		.ip = p->tuple.daddr,
+		.port = p->tuple.dport,
+		.ip_delta = ip_delta(backend->ip, p->tuple.daddr),
+		.port_delta = port_delta(backend->port, p->tuple.dport),
+		.node = backend->node,
+		.ifindex = skb->ifindex,
+		.backend = index,
+		.generation = backend->generation,
+		.frontend = frontend->id,
+	};
+	if (backend->port == p->tuple.dport)
+		flow.port_delta = 0;
+	if (bpf_map_update_elem(&flows, &way_back, &flow, BPF_NOEXIST)) {
+		struct flow *old = bpf_map_lookup_elem(&flows, &way_back);
+		int same = old && old->kind == FLOW_RETURN && old->ip == p->tuple.daddr && old->port == p->tuple.dport;
+		if (old && !same && !is_over(old, now)) {
+			count(COLLISION);
+			return 0;
+		}
+		if (bpf_map_update_elem(&flows, &way_back, &flow, BPF_ANY))
+			return 0;
+	}
+	flow.kind = FLOW_FORWARD;
+	flow.ip = backend->ip;
+	flow.port = backend->port;
+	flow.ip_delta = ip_delta(p->tuple.daddr, backend->ip);
+	if (flow.port_delta)
+		flow.port_delta = port_delta(p->tuple.dport, backend->port);
+	flow.ifindex = backend->ifindex;
+	__builtin_memcpy(flow.macs, backend->macs, sizeof(flow.macs));
+	if (bpf_map_update_elem(&flows, &p->tuple, &flow, BPF_ANY))
+		return 0;
+	struct backend_counters *counters = bpf_map_lookup_elem(&backend_stats, &index);
+	if (counters)
+		counters->flows += 1;
+	count(NEW_FLOW);
+	return bpf_map_lookup_elem(&flows, &p->tuple);
+}
+
+/* Gives a new flow the backend whose turn it is. */
+static __always_inline struct flow *choose(struct __sk_buff *skb, const struct packet *p, const struct frontend *frontend)
+{
+	__u64 now = bpf_ktime_get_coarse_ns();
+	__u32 id = frontend->id;
+	__u32 *tickets_of = bpf_map_lookup_elem(&tickets, &id);
+	if (!tickets_of)
+		return 0;
+	for (int i = 0; i < TRIES; i++) {
+		__u32 count_of = frontend->slots;
+		if (!count_of)
+			return 0;
+		struct slot_key key = {frontend->id, frontend->generation, __sync_fetch_and_add(tickets_of, 1) % count_of};
+		__u32 *index = bpf_map_lookup_elem(&slots, &key);
+		if (!index)
+			continue;
+		__u32 chosen = *index;
+		struct backend *backend = bpf_map_lookup_elem(&backends, &chosen);
+		if (!backend || (i < LAST_TRIES && backend->passed_over > now))
+			continue;
+		struct flow *flow = begin(skb, p, frontend, chosen, backend, now);
+		if (flow)
+			return flow;
+	}
+	return 0;
+}
+
+/* The frontend that a packet is addressed to. */
+static __always_inline struct frontend *addressed(const struct packet *p)
+{
+	struct frontend_key key = {.ip = p->tuple.daddr, .port = p->tuple.dport, .proto = p->tuple.proto};
+	struct frontend *frontend = bpf_map_lookup_elem(&frontends, &key);
+	if (frontend)
+		return frontend;
+	key.ip = 0;
+	frontend = bpf_map_lookup_elem(&frontends, &key);
+	return frontend && bpf_map_lookup_elem(&own, &p->tuple.daddr) ? frontend : 0;
+}
+
+/* Whether a socket of this node has the connection. */
+static __always_inline int is_relayed(struct __sk_buff *skb, const struct packet *p)
+{
+	struct bpf_sock_tuple tuple = {.ipv4 = {p->tuple.saddr, p->tuple.daddr, p->tuple.sport, p->tuple.dport}};
+	struct bpf_sock *socket = bpf_skc_lookup_tcp(skb, &tuple, sizeof(tuple.ipv4), BPF_F_CURRENT_NETNS, 0);
+	if (!socket)
+		return 0;
+	int connected = socket->state != BPF_TCP_LISTEN;
+	bpf_sk_release(socket);
+	return connected;
+}

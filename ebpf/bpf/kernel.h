@@ -1,0 +1,101 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* What the programs need of the kernel's headers (include/uapi/linux/bpf.h and others), so that neither they
+ * nor libbpf have to be installed. */
+#pragma once
+
+typedef unsigned char __u8;
+typedef unsigned short __u16;
+typedef unsigned int __u32;
+typedef unsigned long long __u64;
+typedef int __s32;
+typedef long long __s64;
+typedef __u16 __be16;
+typedef __u32 __be32;
+
+#define SEC(name) __attribute__((section(name), used))
+#define __always_inline inline __attribute__((always_inline))
+#define __noinline __attribute__((noinline))
+#define __uint(name, val) int(*name)[val]
+#define __type(name, val) typeof(val) *name
+#define offsetof(type, member) __builtin_offsetof(type, member)
+
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+#define htons(x) ((__u16)__builtin_bswap16(x))
+#else
+#define htons(x) (x)
+#endif
+#define ntohs htons
+
+enum { BPF_MAP_TYPE_HASH = 1, BPF_MAP_TYPE_ARRAY = 2, BPF_MAP_TYPE_PERCPU_ARRAY = 6, BPF_MAP_TYPE_LRU_HASH = 9 };
+enum { LIBBPF_PIN_BY_NAME = 1 };
+enum { BPF_F_NO_PREALLOC = 1 };
+enum { BPF_ANY = 0, BPF_NOEXIST = 1 };
+enum { TCX_NEXT = -1, TCX_PASS = 0, TCX_DROP = 2, TCX_REDIRECT = 7 };
+enum { BPF_F_PSEUDO_HDR = 0x10, BPF_F_MARK_MANGLED_0 = 0x20 };
+enum { BPF_F_ZERO_CSUM_TX = 2 };
+enum { BPF_F_CURRENT_NETNS = -1 };
+enum { IPPROTO_ICMP = 1, IPPROTO_TCP = 6, IPPROTO_UDP = 17 };
+enum { BPF_TCP_LISTEN = 10 };
+
+struct __sk_buff {
+	__u32 len, pkt_type, mark, queue_mapping, protocol, vlan_present, vlan_tci, vlan_proto, priority;
+	__u32 ingress_ifindex, ifindex, tc_index, cb[5], hash, tc_classid, data, data_end, napi_id;
+};
+
+struct bpf_sock {
+	__u32 bound_dev_if, family, type, protocol, mark, priority, src_ip4, src_ip6[4], src_port;
+	__be16 dst_port;
+	__u16 zero;
+	__u32 dst_ip4, dst_ip6[4], state;
+	__s32 rx_queue_mapping;
+};
+
+struct bpf_sock_tuple {
+	struct {
+		__be32 saddr, daddr;
+		__be16 sport, dport;
+	} ipv4;
+};
+
+struct bpf_tunnel_key {
+	__u32 tunnel_id;
+	union {
+		__u32 remote_ipv4;
+		__u32 remote_ipv6[4];
+	};
+	__u8 tunnel_tos, tunnel_ttl;
+	__u16 tunnel_ext;
+	__u32 tunnel_label;
+	union {
+		__u32 local_ipv4;
+		__u32 local_ipv6[4];
+	};
+};
+
+struct iphdr {
+	__u8 ihl : 4, version : 4;
+	__u8 tos;
+	__be16 tot_len, id, frag_off;
+	__u8 ttl, protocol;
+	__u16 check;
+	__be32 saddr, daddr;
+};
+
+#define HELPER(id, ret, name, ...) static ret (*const name)(__VA_ARGS__) = (void *)(id)
+HELPER(1, void *, bpf_map_lookup_elem, void *, const void *);
+HELPER(2, long, bpf_map_update_elem, void *, const void *, const void *, __u64);
+HELPER(3, long, bpf_map_delete_elem, void *, const void *);
+HELPER(9, long, bpf_skb_store_bytes, struct __sk_buff *, __u32, const void *, __u32, __u64);
+HELPER(11, long, bpf_l4_csum_replace, struct __sk_buff *, __u32, __u64, __u64, __u64);
+HELPER(20, long, bpf_skb_get_tunnel_key, struct __sk_buff *, struct bpf_tunnel_key *, __u32, __u64);
+HELPER(21, long, bpf_skb_set_tunnel_key, struct __sk_buff *, struct bpf_tunnel_key *, __u32, __u64);
+HELPER(23, long, bpf_redirect, __u32, __u64);
+HELPER(26, long, bpf_skb_load_bytes, const void *, __u32, void *, __u32);
+HELPER(28, __s64, bpf_csum_diff, __be32 *, __u32, __be32 *, __u32, __u32);
+HELPER(39, long, bpf_skb_pull_data, struct __sk_buff *, __u32);
+HELPER(86, long, bpf_sk_release, void *);
+HELPER(99, struct bpf_sock *, bpf_skc_lookup_tcp, void *, struct bpf_sock_tuple *, __u32, __u64, __u64);
+HELPER(152, long, bpf_redirect_neigh, __u32, void *, int, __u64);
+HELPER(155, long, bpf_redirect_peer, __u32, __u64);
+HELPER(160, __u64, bpf_ktime_get_coarse_ns, void);
+HELPER(181, long, bpf_loop, __u32, void *, void *, __u64);

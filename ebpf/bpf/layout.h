@@ -1,0 +1,164 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* The maps and what is in them. src/layout.rs says the same in Rust, and a test compares the two. Addresses
+ * and ports are in network order unless a comment says otherwise; times are of the monotonic clock, in ns. */
+#pragma once
+#include "kernel.h"
+
+/* A packet's way: where from, where to. */
+struct tuple {
+	__be32 saddr, daddr;
+	__be16 sport, dport;
+	__u8 proto, pad[3];
+};
+
+/* What a packet of a flow is to become. */
+enum flow_kind {
+	/* Client to frontend, at the node that it came to: to the backend. */
+	FLOW_FORWARD = 1,
+	/* Task to client, at the node that the client came to: from the frontend. */
+	FLOW_RETURN = 2,
+	/* Client to task, at the task's node: to the task. */
+	FLOW_DELIVER = 3,
+	/* Task to client, at the task's node: to the node that the client came to. */
+	FLOW_BACK = 4,
+	/* Client to frontend: the relay has it. */
+	FLOW_RELAY = 5,
+};
+
+/* All that is needed to send a packet of a flow on. */
+struct flow {
+	__u64 created, seen, packets, bytes;
+	__be32 ip;	 /* the new address, of the end that is rewritten */
+	__be16 port;	 /* the new port */
+	__u8 kind;	 /* enum flow_kind */
+	__u8 closing;	 /* FIN or RST was seen in this direction */
+	__u32 ip_delta;	 /* what the new address changes in a checksum */
+	__u32 port_delta;
+	__u32 node;	 /* the other end of the tunnel, host order; 0 is none */
+	__u32 ifindex;	 /* the link to send by, where there is no tunnel */
+	__u32 backend, generation;
+	__u8 macs[12];	 /* destination and source, towards a local task */
+	__u32 frontend;	 /* its id */
+};
+
+struct frontend_key {
+	__be32 ip; /* 0 is every address of the node */
+	__be16 port;
+	__u8 proto, pad;
+};
+
+struct frontend {
+	__u32 id, generation, slots, pad;
+};
+
+struct slot_key {
+	__u32 frontend, generation, slot;
+};
+
+/* A backend of one frontend. Its place in the array is used again with another generation. */
+struct backend {
+	__u64 passed_over; /* until when it gets no new flows */
+	__be32 ip;
+	__be16 port;
+	__u16 pad;
+	__u32 node; /* host order; 0 is this one */
+	__u32 ifindex;
+	__u8 macs[12];
+	__u32 generation;
+};
+
+struct backend_counters {
+	__u64 flows, bytes_in, bytes_out, failures;
+};
+
+/* A task of this node. */
+struct task {
+	__u32 ifindex; /* the node's end of its veth pair */
+	__u8 macs[12]; /* the task's, the gateway's */
+};
+
+/* What the agent alone reads: after a restart it learns from these what is served. Text ends at the first zero. */
+struct backend_label {
+	__u8 node[16], task[64], name[128];
+	__u32 frontend;
+	__u16 weight;
+	__u8 local, draining;
+};
+
+struct frontend_label {
+	__u8 service[64], name[128];
+};
+
+struct node {
+	__u32 mesh_ifindex; /* the network's VXLAN link; 0 is none */
+	__u32 vni;
+	__be32 subnet, mask;
+	__u32 underlay; /* host order */
+	__u32 mss;	/* the largest segment that fits the tunnel; 0 is any */
+};
+
+enum counter {
+#define COUNTER(name, text, meaning) name,
+#include "counters.h"
+#undef COUNTER
+};
+
+#define MAX_FRONTENDS 65536
+#define MAX_BACKENDS 131072
+
+#define MAP(map_type, map_name, key_type, value_type, entries)                                               \
+	struct {                                                                                             \
+		__uint(type, map_type);                                                                      \
+		__uint(max_entries, entries);                                                                \
+		__uint(pinning, LIBBPF_PIN_BY_NAME);                                                         \
+		__type(key, key_type);                                                                       \
+		__type(value, value_type);                                                                   \
+	} map_name SEC(".maps")
+
+#define LABELS(map_name, value_type, entries)                                                                 \
+	struct {                                                                                             \
+		__uint(type, BPF_MAP_TYPE_HASH);                                                             \
+		__uint(max_entries, entries);                                                                \
+		__uint(map_flags, BPF_F_NO_PREALLOC);                                                        \
+		__uint(pinning, LIBBPF_PIN_BY_NAME);                                                         \
+		__type(key, __u32);                                                                          \
+		__type(value, value_type);                                                                   \
+	} map_name SEC(".maps")
+
+MAP(BPF_MAP_TYPE_ARRAY, nodes, __u32, struct node, 1);
+MAP(BPF_MAP_TYPE_HASH, frontends, struct frontend_key, struct frontend, MAX_FRONTENDS);
+/* Tickets of round robin, by a frontend's id: apart from the frontend, as changing that would reset them. */
+MAP(BPF_MAP_TYPE_ARRAY, tickets, __u32, __u32, MAX_FRONTENDS);
+MAP(BPF_MAP_TYPE_HASH, slots, struct slot_key, __u32, 2 * MAX_BACKENDS);
+MAP(BPF_MAP_TYPE_ARRAY, backends, __u32, struct backend, MAX_BACKENDS);
+MAP(BPF_MAP_TYPE_PERCPU_ARRAY, backend_stats, __u32, struct backend_counters, MAX_BACKENDS);
+MAP(BPF_MAP_TYPE_LRU_HASH, flows, struct tuple, struct flow, 524288);
+MAP(BPF_MAP_TYPE_HASH, own, __be32, __u32, 1024);
+MAP(BPF_MAP_TYPE_HASH, peers, __u32, __u32, 4096);
+MAP(BPF_MAP_TYPE_HASH, tasks, __be32, struct task, 16384);
+MAP(BPF_MAP_TYPE_PERCPU_ARRAY, counters, __u32, __u64, 64);
+LABELS(backend_labels, struct backend_label, MAX_BACKENDS);
+LABELS(frontend_labels, struct frontend_label, MAX_FRONTENDS);
+
+
+static __always_inline void count(enum counter which)
+{
+	__u32 key = which;
+	__u64 *counter = bpf_map_lookup_elem(&counters, &key);
+	if (counter)
+		*counter += 1;
+}
+
+/* Drops a packet for a reason. */
+static __always_inline int drop(enum counter reason)
+{
+	count(reason);
+	return TCX_DROP;
+}
+
+/* Leaves a packet to the kernel for a reason. */
+static __always_inline int leave(enum counter reason)
+{
+	count(reason);
+	return TCX_NEXT;
+}

@@ -1,0 +1,96 @@
+//! What can go wrong between the plane and the kernel.
+
+use std::{io, path::PathBuf};
+
+use aya::{
+    EbpfError as LoadError,
+    maps::MapError,
+    pin::PinError,
+    programs::{ProgramError, links::LinkError},
+};
+use portolan_plane::OpError;
+
+/// Why the fast path could not be opened, or a link of it not be attached.
+#[derive(Debug, thiserror::Error)]
+pub enum EbpfError {
+    /// This build has no programs.
+    #[error("this build has no fast path: {0}")]
+    Absent(&'static str),
+    /// The directory of the pins cannot be made or read; nothing changed.
+    #[error("{}", path.display())]
+    Pins {
+        /// The directory or file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The kernel refused the object; maps that were made stay pinned.
+    #[error("load the programs")]
+    Load(#[source] LoadError),
+    /// A program or a map is not in the object, or is of another type.
+    #[error("the object has no usable {0}")]
+    Incomplete(&'static str),
+    /// The kernel refused a program.
+    #[error("{doing} program {program}")]
+    Program {
+        /// What was tried.
+        doing: &'static str,
+        /// The program.
+        program: &'static str,
+        /// Why.
+        #[source]
+        source: ProgramError,
+    },
+    /// A link could not be pinned; it is not attached.
+    #[error("pin the link of {program} on {link}")]
+    Pin {
+        /// The program.
+        program: &'static str,
+        /// The network link.
+        link: String,
+        /// Why.
+        #[source]
+        source: PinError,
+    },
+    /// A pinned link is not what it should be.
+    #[error("take over the link of {program} on {link}")]
+    Adopt {
+        /// The program.
+        program: &'static str,
+        /// The network link.
+        link: String,
+        /// Why.
+        #[source]
+        source: LinkError,
+    },
+    /// A network link is not there.
+    #[error("link {link}")]
+    NoLink {
+        /// Its name.
+        link: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A map could not be read or written.
+    #[error("{0}")]
+    Map(#[from] OpError),
+}
+
+/// Says what was done with which map.
+pub(crate) trait Doing<T> {
+    fn doing(self, operation: impl FnOnce() -> String) -> Result<T, OpError>;
+}
+
+impl<T> Doing<T> for Result<T, MapError> {
+    fn doing(self, operation: impl FnOnce() -> String) -> Result<T, OpError> {
+        self.map_err(|error| OpError::Kernel {
+            operation: operation(),
+            source: match error {
+                MapError::SyscallError(call) => call.io_error,
+                other => io::Error::other(other),
+            },
+        })
+    }
+}

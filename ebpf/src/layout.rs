@@ -1,0 +1,167 @@
+//! What is in the maps, as `bpf/layout.h` says it in C; a test compares the two. Addresses and ports are bytes in
+//! network order, and so need no conversion; times are nanoseconds of the monotonic clock.
+
+use std::net::Ipv4Addr;
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// Declares a layout. Whatever has padding or a value that not all bytes are good for does not compile.
+macro_rules! layouts {
+    ($($(#[$doc:meta])* $name:ident = $c:literal { $($field:ident: $type:ty,)* })*) => {
+        $(
+            $(#[$doc])*
+            #[repr(C)]
+            #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, FromBytes, IntoBytes, Immutable, KnownLayout)]
+            pub(crate) struct $name { $(pub(crate) $field: $type,)* }
+
+            impl Default for $name {
+                fn default() -> Self {
+                    <Self as zerocopy::FromZeros>::new_zeroed()
+                }
+            }
+
+            // SAFETY: the derives above show that it is plain bytes without padding.
+            #[expect(unsafe_code, reason = "aya's marker for what may go into a map")]
+            unsafe impl aya::Pod for $name {}
+        )*
+
+        /// Name in C, size, and the fields with their offsets and sizes.
+        #[cfg(test)]
+        pub(crate) fn all() -> Vec<(&'static str, usize, Vec<(&'static str, usize, usize)>)> {
+            vec![$((
+                $c,
+                size_of::<$name>(),
+                vec![$((stringify!($field), std::mem::offset_of!($name, $field), size_of::<$type>()),)*],
+            ),)*]
+        }
+    };
+}
+
+layouts! {
+    /// A packet's way.
+    Tuple = "tuple" {
+        saddr: [u8; 4],
+        daddr: [u8; 4],
+        sport: [u8; 2],
+        dport: [u8; 2],
+        proto: u8,
+        pad: [u8; 3],
+    }
+    /// What a packet of a flow is to become.
+    Flow = "flow" {
+        created: u64,
+        seen: u64,
+        packets: u64,
+        bytes: u64,
+        ip: [u8; 4],
+        port: [u8; 2],
+        kind: u8,
+        closing: u8,
+        ip_delta: u32,
+        port_delta: u32,
+        node: u32,
+        ifindex: u32,
+        backend: u32,
+        generation: u32,
+        macs: [u8; 12],
+        frontend: u32,
+    }
+    /// A frontend's address; 0.0.0.0 is every address of the node.
+    FrontendKey = "frontend_key" {
+        ip: [u8; 4],
+        port: [u8; 2],
+        proto: u8,
+        pad: u8,
+    }
+    /// Where the slots of a frontend are.
+    FrontendValue = "frontend" {
+        id: u32,
+        generation: u32,
+        slots: u32,
+        pad: u32,
+    }
+    /// One turn of round robin.
+    SlotKey = "slot_key" {
+        frontend: u32,
+        generation: u32,
+        slot: u32,
+    }
+    /// A backend of one frontend.
+    BackendValue = "backend" {
+        passed_over: u64,
+        ip: [u8; 4],
+        port: [u8; 2],
+        pad: u16,
+        node: u32,
+        ifindex: u32,
+        macs: [u8; 12],
+        generation: u32,
+    }
+    /// What a backend's flows have moved.
+    BackendCounters = "backend_counters" {
+        flows: u64,
+        bytes_in: u64,
+        bytes_out: u64,
+        failures: u64,
+    }
+    /// A task of this node.
+    TaskValue = "task" {
+        ifindex: u32,
+        macs: [u8; 12],
+    }
+    /// What the agent has to know of a backend.
+    BackendLabel = "backend_label" {
+        node: [u8; 16],
+        task: [u8; 64],
+        name: [u8; 128],
+        frontend: u32,
+        weight: u16,
+        local: u8,
+        draining: u8,
+    }
+    /// What the agent has to know of a frontend.
+    FrontendLabel = "frontend_label" {
+        service: [u8; 64],
+        name: [u8; 128],
+    }
+    /// This node.
+    NodeValue = "node" {
+        mesh_ifindex: u32,
+        vni: u32,
+        subnet: [u8; 4],
+        mask: [u8; 4],
+        underlay: u32,
+        mss: u32,
+    }
+}
+
+/// Client to frontend, at the node that the client came to.
+pub(crate) const FLOW_FORWARD: u8 = 1;
+
+/// An address as the tunnel's helpers want it: a number in host order.
+pub(crate) const fn host_order(ip: Ipv4Addr) -> u32 {
+    u32::from_be_bytes(ip.octets())
+}
+
+/// Text in a fixed place, cut where it does not fit.
+pub(crate) fn text<const N: usize>(from: &str) -> [u8; N] {
+    let mut place = [0; N];
+    // The last byte stays zero.
+    let mut end = from.len().min(N.saturating_sub(1));
+    while !from.is_char_boundary(end) {
+        end -= 1;
+    }
+    for (to, byte) in place.iter_mut().zip(from.as_bytes().iter().take(end)) {
+        *to = *byte;
+    }
+    place
+}
+
+/// What [`text`] has put there.
+pub(crate) fn read_text(place: &[u8]) -> String {
+    let bytes = place.split(|byte| *byte == 0).next().unwrap_or_default();
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[cfg(test)]
+mod tests;

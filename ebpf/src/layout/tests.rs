@@ -1,0 +1,116 @@
+//! The layouts in Rust are those in C: the object carries the C ones as BTF (the kernel's
+//! Documentation/bpf/btf.rst), which clang makes of the very types that the programs use.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::*;
+use crate::{COUNTERS, OBJECT};
+
+const STRUCT: u32 = 4;
+
+fn u16_at(bytes: &[u8], at: usize) -> usize {
+    u16::from_le_bytes(bytes[at..at + 2].try_into().unwrap()).into()
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap())
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> usize {
+    u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap()) as usize
+}
+
+fn c_string(bytes: &[u8]) -> String {
+    read_text(bytes)
+}
+
+/// A section of a 64-bit ELF file.
+fn section<'a>(elf: &'a [u8], name: &str) -> &'a [u8] {
+    assert!(!elf.is_empty(), "built without clang");
+    let (headers, size, count, names) = (
+        u64_at(elf, 0x28),
+        u16_at(elf, 0x3a),
+        u16_at(elf, 0x3c),
+        u16_at(elf, 0x3e),
+    );
+    let header = |n: usize| &elf[headers + n * size..][..size];
+    let body = |header: &[u8]| u64_at(header, 0x18)..u64_at(header, 0x18) + u64_at(header, 0x20);
+    let names = &elf[body(header(names))];
+    (0..count)
+        .map(header)
+        .find(|h| c_string(&names[u32_at(h, 0) as usize..]) == name)
+        .map(|h| &elf[body(h)])
+        .unwrap()
+}
+
+/// The structs by name: size, and fields with their offsets, in bytes.
+fn structs() -> BTreeMap<String, (usize, Vec<(String, usize)>)> {
+    let raw = section(OBJECT, ".BTF");
+    let header = u32_at(raw, 4) as usize;
+    let types = &raw[header + u32_at(raw, 8) as usize..][..u32_at(raw, 12) as usize];
+    let strings = &raw[header + u32_at(raw, 16) as usize..];
+    let text = |offset: u32| c_string(&strings[offset as usize..]);
+    let mut found = BTreeMap::new();
+    let mut at = 0;
+    while at < types.len() {
+        let (name, info, size) = (
+            text(u32_at(types, at)),
+            u32_at(types, at + 4),
+            u32_at(types, at + 8),
+        );
+        let (kind, count) = (info >> 24 & 0x1f, (info & 0xffff) as usize);
+        let body = &types[at + 12..];
+        // What follows a type: members, parameters and the like, then what is there once.
+        let each = match kind {
+            STRUCT | 5 | 15 | 19 => 12,
+            6 | 13 => 8,
+            _ => 0,
+        };
+        let once = match kind {
+            1 | 14 | 17 => 4,
+            3 => 12,
+            _ => 0,
+        };
+        let entry = |n: usize| &body[n * each..];
+        if kind == STRUCT {
+            let fields = (0..count).map(|n| {
+                let bits = u32_at(entry(n), 8) & 0x00ff_ffff;
+                (text(u32_at(entry(n), 0)), bits as usize / 8)
+            });
+            let fields = fields.collect();
+            found.insert(name, (size as usize, fields));
+        }
+        at += 12 + once + count * each;
+    }
+    found
+}
+
+#[test]
+fn rust_and_c_agree_on_every_map() {
+    let structs = structs();
+    for (name, size, fields) in all() {
+        let (c_size, c_fields) = structs
+            .get(name)
+            .unwrap_or_else(|| panic!("no struct {name}"));
+        assert_eq!(size, *c_size, "size of {name}");
+        let rust: Vec<_> = fields
+            .iter()
+            .map(|(field, at, _)| ((*field).to_owned(), *at))
+            .collect();
+        assert_eq!(rust, *c_fields, "fields of {name}");
+        // No holes: then equal offsets are equal sizes.
+        let end = fields.iter().fold(0, |end, (field, at, size)| {
+            assert_eq!(end, *at, "a hole before {name}.{field}");
+            at + size
+        });
+        assert_eq!(end, size, "a hole at the end of {name}");
+    }
+}
+
+#[test]
+fn every_counter_has_a_name_of_its_own_and_a_place() {
+    let names: BTreeSet<_> = COUNTERS.iter().map(|counter| counter.name).collect();
+    assert_eq!(names.len(), COUNTERS.len());
+    assert!(names.len() <= 64, "the kernel's array has 64 places");
+    assert!(names.contains("drop_no_back"));
+}

@@ -1,0 +1,35 @@
+//! The fast path: a plane that forwards packets in the kernel and keeps the client's address.
+//!
+//! Programs on the node's network cards, on the ingress network's VXLAN link and on the tasks' links rewrite and
+//! redirect packets (`bpf/fast_path.bpf.c` says how). [`EbpfPlane`] fills their maps: with what is to be served by
+//! way of `DataPlane`, and with what is around the node by [`EbpfPlane::surround`]. Programs and maps are pinned: they
+//! go on without an agent, and the next one adopts them.
+//!
+//! What it does not carry is the relay's, which holds the listeners: IPv6, virtual addresses, the PROXY protocol,
+//! allow lists, idle timeouts and balancing other than round robin.
+//!
+//! An [`EbpfPlane`] belongs to the network namespace of the thread that opened it, and must be used on that thread.
+
+mod counters;
+mod error;
+mod layout;
+mod links;
+mod maps;
+mod plane;
+mod probe;
+mod surroundings;
+
+pub use counters::{COUNTERS, Counter};
+pub use error::EbpfError;
+pub use plane::EbpfPlane;
+pub use probe::probe;
+pub use surroundings::{Mesh, Surroundings, TaskLink};
+
+/// The object file with the programs; empty if it could not be compiled.
+pub(crate) static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("FAST_PATH_OBJECT"));
+/// Why the object is empty.
+pub(crate) const ABSENT: &str = include_str!(env!("FAST_PATH_ABSENT"));
+/// The version of the maps' layouts, a part of the path of every pin.
+pub(crate) const ABI: &str = "v1";
+/// Where pins are, on a machine whose bpffs is where it always is.
+pub const DEFAULT_PINS: &str = "/sys/fs/bpf/portolan";

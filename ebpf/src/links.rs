@@ -1,0 +1,144 @@
+//! Attaching the programs: each by a pinned link, which keeps it attached while no agent runs.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use aya::{
+    Ebpf,
+    programs::{
+        SchedClassifier, TcAttachType,
+        links::{FdLink, LinkError, PinnedLink},
+    },
+};
+use rustix::net::{AddressFamily, SocketType, netdevice::name_to_index};
+
+use crate::EbpfError;
+
+pub(crate) const FROM_OUTSIDE: &str = "from_outside";
+pub(crate) const FROM_MESH: &str = "from_mesh";
+pub(crate) const FROM_TASK: &str = "from_task";
+pub(crate) const PROGRAMS: [&str; 3] = [FROM_OUTSIDE, FROM_MESH, FROM_TASK];
+
+/// The index of a network link in the namespace of the calling thread.
+pub(crate) fn index(link: &str) -> Result<u32, EbpfError> {
+    let find = || -> io::Result<u32> {
+        let socket = rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None)?;
+        Ok(name_to_index(socket, link)?)
+    };
+    find().map_err(|source| EbpfError::NoLink {
+        link: link.to_owned(),
+        source,
+    })
+}
+
+/// Attaches each program to the links given, and to no others. What one program could not be attached to is
+/// reported; the rest is done.
+pub(crate) fn settle(
+    object: &mut Ebpf,
+    pins: &Path,
+    wanted: &BTreeMap<&'static str, BTreeSet<String>>,
+) -> Vec<EbpfError> {
+    let mut errors = Vec::new();
+    let mut stay = BTreeSet::new();
+    for (&program, links) in wanted {
+        for link in links {
+            let pin = match index(link) {
+                Ok(index) => pins.join(format!("{program}-{index}")),
+                Err(error) => {
+                    errors.push(error);
+                    continue;
+                }
+            };
+            errors.extend(attach(object, program, link, &pin).err());
+            stay.insert(pin);
+        }
+    }
+    for pin in present(pins).into_iter().filter(|pin| !stay.contains(pin)) {
+        let removed = fs::remove_file(&pin);
+        errors.extend(
+            removed
+                .err()
+                .map(|source| EbpfError::Pins { path: pin, source }),
+        );
+    }
+    errors
+}
+
+/// The pins of links.
+pub(crate) fn present(pins: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(pins).into_iter().flatten().flatten();
+    entries
+        .map(|entry| entry.path())
+        .filter(|path| {
+            let name = path
+                .file_name()
+                .and_then(|name| name.to_str())
+                .unwrap_or_default();
+            name.split_once('-')
+                .is_some_and(|(program, _)| PROGRAMS.contains(&program))
+        })
+        .collect()
+}
+
+fn attach(object: &mut Ebpf, name: &'static str, link: &str, pin: &Path) -> Result<(), EbpfError> {
+    let program: &mut SchedClassifier = object
+        .program_mut(name)
+        .and_then(|program| program.try_into().ok())
+        .ok_or(EbpfError::Incomplete(name))?;
+    let refused = |doing| {
+        move |source| EbpfError::Program {
+            doing,
+            program: name,
+            source,
+        }
+    };
+    let id = program.info().map_err(refused("read"))?.id();
+    if pin.exists() {
+        let (_, attached) =
+            SchedClassifier::query_tcx(link, TcAttachType::Ingress).map_err(refused("query"))?;
+        if attached.iter().any(|info| info.id() == id) {
+            return Ok(());
+        }
+        if replace(program, pin).is_ok() {
+            let (_, attached) = SchedClassifier::query_tcx(link, TcAttachType::Ingress)
+                .map_err(refused("query"))?;
+            if attached.iter().any(|info| info.id() == id) {
+                return Ok(());
+            }
+        }
+        // Of a link that was detached by someone, or of another one that had the index before.
+        fs::remove_file(pin).map_err(|source| EbpfError::Pins {
+            path: pin.to_owned(),
+            source,
+        })?;
+    }
+    let attached = program
+        .attach(link, TcAttachType::Ingress)
+        .map_err(refused("attach"))?;
+    let owned = program.take_link(attached).map_err(refused("attach"))?;
+    let adopt = |source| EbpfError::Adopt {
+        program: name,
+        link: link.to_owned(),
+        source,
+    };
+    let fd: FdLink = owned.try_into().map_err(adopt)?;
+    fd.pin(pin).map_err(|source| EbpfError::Pin {
+        program: name,
+        link: link.to_owned(),
+        source,
+    })?;
+    Ok(())
+}
+
+/// Puts the program behind a link of an earlier agent; no packet passes it by.
+fn replace(program: &mut SchedClassifier, pin: &Path) -> Result<(), Box<dyn std::error::Error>> {
+    let old = FdLink::from(PinnedLink::from_pin(pin)?);
+    let id = program.attach_to_link(old.try_into()?)?;
+    let owned = program.take_link(id)?;
+    // From here on only the pin holds it.
+    let _: FdLink = owned.try_into().map_err(|error: LinkError| error)?;
+    Ok(())
+}

@@ -1,0 +1,56 @@
+//! The maps, each with its types.
+
+use aya::{
+    Ebpf,
+    maps::{Array, HashMap, Map, MapData, PerCpuArray},
+};
+
+use crate::{
+    EbpfError,
+    layout::{
+        BackendCounters, BackendLabel, BackendValue, Flow, FrontendKey, FrontendLabel,
+        FrontendValue, NodeValue, SlotKey, TaskValue, Tuple,
+    },
+};
+
+pub(crate) type Hash<K, V> = HashMap<MapData, K, V>;
+
+/// All maps of the object.
+pub(crate) struct Maps {
+    pub(crate) nodes: Array<MapData, NodeValue>,
+    pub(crate) frontends: Hash<FrontendKey, FrontendValue>,
+    pub(crate) slots: Hash<SlotKey, u32>,
+    pub(crate) backends: Array<MapData, BackendValue>,
+    pub(crate) backend_stats: PerCpuArray<MapData, BackendCounters>,
+    pub(crate) flows: Hash<Tuple, Flow>,
+    pub(crate) own: Hash<[u8; 4], u32>,
+    pub(crate) peers: Hash<u32, u32>,
+    pub(crate) tasks: Hash<[u8; 4], TaskValue>,
+    pub(crate) counters: PerCpuArray<MapData, u64>,
+    pub(crate) backend_labels: Hash<u32, BackendLabel>,
+    pub(crate) frontend_labels: Hash<u32, FrontendLabel>,
+}
+
+impl Maps {
+    pub(crate) fn take(object: &mut Ebpf) -> Result<Self, EbpfError> {
+        Ok(Self {
+            nodes: take(object, "nodes")?,
+            frontends: take(object, "frontends")?,
+            slots: take(object, "slots")?,
+            backends: take(object, "backends")?,
+            backend_stats: take(object, "backend_stats")?,
+            flows: take(object, "flows")?,
+            own: take(object, "own")?,
+            peers: take(object, "peers")?,
+            tasks: take(object, "tasks")?,
+            counters: take(object, "counters")?,
+            backend_labels: take(object, "backend_labels")?,
+            frontend_labels: take(object, "frontend_labels")?,
+        })
+    }
+}
+
+fn take<M: TryFrom<Map>>(object: &mut Ebpf, name: &'static str) -> Result<M, EbpfError> {
+    let map = object.take_map(name).ok_or(EbpfError::Incomplete(name))?;
+    M::try_from(map).map_err(|_| EbpfError::Incomplete(name))
+}

@@ -1,0 +1,145 @@
+//! What an earlier agent left in the maps, read back.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr},
+    sync::Arc,
+};
+
+use portolan_model::{Balancing, NodeId, PlaneChoice, Protocol, Service, TaskId};
+use portolan_plane::{
+    Backend, BackendState, Frontend, FrontendAddress, FrontendSpec, OpError, Policy,
+};
+
+use super::{EbpfPlane, read, served::Served};
+use crate::{
+    error::Doing,
+    layout::{BackendLabel, FrontendKey, FrontendValue, SlotKey, read_text},
+};
+
+impl EbpfPlane {
+    /// Takes over the frontends in the maps. Of a policy nothing is in the kernel: it is read as the plain one, so
+    /// that the reconciler writes the frontend again where it is not, with all flows kept.
+    pub(super) fn adopt(&mut self) -> Result<(), OpError> {
+        let labels = read(&self.maps.backend_labels, "the backends' labels")?;
+        for (key, value) in read(&self.maps.frontends, "the frontends")? {
+            let Some(served) = self.read_frontend(key, value, &labels)? else {
+                // Without a name it was only half written.
+                self.maps
+                    .frontends
+                    .remove(&key)
+                    .doing(|| "remove a frontend without a name".into())?;
+                continue;
+            };
+            self.free_frontends.mark(served.id);
+            for index in served.indexes.values() {
+                self.free_backends.mark(*index);
+            }
+            self.served.insert(served.spec.frontend.clone(), served);
+        }
+        for index in labels
+            .keys()
+            .filter(|index| !self.free_backends.taken.contains(index))
+            .copied()
+            .collect::<Vec<_>>()
+        {
+            self.retire(index)?;
+        }
+        Ok(())
+    }
+
+    fn read_frontend(
+        &self,
+        key: FrontendKey,
+        value: FrontendValue,
+        labels: &BTreeMap<u32, BackendLabel>,
+    ) -> Result<Option<Served>, OpError> {
+        let Ok(label) = self.maps.frontend_labels.get(&value.id, 0) else {
+            return Ok(None);
+        };
+        let Ok(service) = read_text(&label.service).parse() else {
+            return Ok(None);
+        };
+        let mut backends = Vec::new();
+        let mut indexes = BTreeMap::new();
+        for (index, label) in labels
+            .iter()
+            .filter(|(_, label)| label.frontend == value.id)
+        {
+            let Ok(task) = read_text(&label.task).parse::<TaskId>() else {
+                continue;
+            };
+            let at = self
+                .maps
+                .backends
+                .get(index, 0)
+                .doing(|| "read a backend".into())?;
+            indexes.insert(task.clone(), *index);
+            backends.push(Backend {
+                task,
+                name: read_text(&label.name),
+                node: NodeId::from_bytes(label.node),
+                local: label.local != 0,
+                ip: IpAddr::V4(Ipv4Addr::from(at.ip)),
+                port: u16::from_be_bytes(at.port),
+                state: if label.draining == 0 {
+                    BackendState::Active
+                } else {
+                    BackendState::Draining
+                },
+                weight: label.weight,
+            });
+        }
+        backends.sort();
+        let slots = (0..value.slots)
+            .filter_map(|slot| {
+                let at = SlotKey {
+                    frontend: value.id,
+                    generation: value.generation,
+                    slot,
+                };
+                self.maps.slots.get(&at, 0).ok()
+            })
+            .collect();
+        let spec = FrontendSpec {
+            frontend: frontend(key),
+            service,
+            service_name: read_text(&label.name),
+            backends,
+            policy: Policy {
+                balancing: Balancing::RoundRobin,
+                local_first: false,
+                tcp_idle_ms: None,
+                udp_idle_ms: Service::DEFAULT_UDP_IDLE_MS,
+                proxy_protocol: None,
+                allow: Vec::new(),
+                plane: PlaneChoice::Auto,
+            },
+            sources: None,
+        };
+        Ok(Some(Served {
+            spec: Arc::new(spec),
+            id: value.id,
+            generation: value.generation,
+            indexes,
+            slots,
+        }))
+    }
+}
+
+fn frontend(key: FrontendKey) -> Frontend {
+    let ip = Ipv4Addr::from(key.ip);
+    Frontend {
+        address: if ip.is_unspecified() {
+            FrontendAddress::Node
+        } else {
+            FrontendAddress::Ip(ip.into())
+        },
+        port: u16::from_be_bytes(key.port),
+        protocol: if key.proto == super::served::number(Protocol::Udp) {
+            Protocol::Udp
+        } else {
+            Protocol::Tcp
+        },
+    }
+}
