@@ -71,6 +71,12 @@ fuzz-smoke: ## Fuzz everything that reads input from outside, 30 seconds each
 sim: ## Simulate the gossip of 1000 nodes, and print its figures
 	$(CARGO) run --locked --release -p portolan-gossip --example sim -- --nodes 1000
 
+.PHONY: bench
+bench: root ## Measure Portolan and its peers side by side, into bench/results; ARGS=--quick takes a minute
+	@.ci/deps build demo bench
+	@$(CARGO) build --locked --release -p portolan-agent -p portolan-bench
+	$(or $(CARGO_TARGET_DIR),target)/release/portolan-bench $(ARGS)
+
 .PHONY: clean
 clean: ## Remove what was built
 	$(CARGO) clean

@@ -35,6 +35,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
         ],
     ),
     ("portolan-e2e", &["portolan-testbed"]),
+    ("portolan-bench", &["portolan-testbed", "portolan-e2e"]),
 ];
 
 /// Crates that do no I/O, and so have no use for these.
