@@ -3,8 +3,7 @@
 use std::{net::IpAddr, sync::Arc};
 
 use portolan_model::{
-    EndpointMode, INGRESS_NETWORK, Protocol, PublishMode, ServiceView, Snapshot, TaskState,
-    TaskView, claims,
+    EndpointMode, INGRESS_NETWORK, Protocol, PublishMode, ServiceView, Snapshot, TaskState, claims,
 };
 
 use crate::{
@@ -41,7 +40,7 @@ fn published<'a>(
                     port: published,
                     protocol: port.protocol,
                 };
-                let mut backends = backends(snapshot, view, INGRESS_NETWORK, target);
+                let mut backends = backends(snapshot, view, INGRESS_NETWORK, target, port.protocol);
                 if only_here {
                     backends.retain(|backend| backend.local);
                 }
@@ -79,7 +78,7 @@ fn vips<'a>(
                 view,
                 place.name.as_str(),
                 frontend,
-                backends(snapshot, view, place.name.as_str(), 0),
+                backends(snapshot, view, place.name.as_str(), 0, protocol),
             )
         })
     })
@@ -132,31 +131,42 @@ fn sources(snapshot: &Snapshot, network: &str) -> Option<Sources> {
 }
 
 /// The backends of a service on a network, ordered by task id.
-fn backends(snapshot: &Snapshot, view: &ServiceView, network: &str, port: u16) -> Vec<Backend> {
+fn backends(
+    snapshot: &Snapshot,
+    view: &ServiceView,
+    network: &str,
+    port: u16,
+    protocol: Protocol,
+) -> Vec<Backend> {
     let mut backends: Vec<Backend> = view
         .tasks
         .iter()
         .filter_map(|id| snapshot.tasks.get(id))
-        .filter_map(|task| backend(snapshot, task, network, port))
+        .filter_map(|task| {
+            Some(Backend {
+                task: task.task.id.clone(),
+                name: snapshot.task_name(&task.task),
+                node: task.node,
+                local: task.node == snapshot.me,
+                ip: task.endpoint(network)?.ip,
+                port,
+                state: backend_state(task.state, protocol)?,
+                weight: task.task.weight,
+            })
+        })
         .collect();
     backends.sort();
     backends
 }
 
-fn backend(snapshot: &Snapshot, view: &TaskView, network: &str, port: u16) -> Option<Backend> {
-    let state = match view.state {
-        TaskState::Healthy => BackendState::Active,
-        TaskState::Draining => BackendState::Draining,
-        TaskState::Starting | TaskState::Unhealthy => return None,
-    };
-    Some(Backend {
-        task: view.task.id.clone(),
-        name: snapshot.task_name(&view.task),
-        node: view.node,
-        local: view.node == snapshot.me,
-        ip: view.endpoint(network)?.ip,
-        port,
-        state,
-        weight: view.task.weight,
-    })
+/// What a task's state means for flows of a protocol. An unhealthy task keeps its connections, which may
+/// well outlive a failed check; its datagrams go to a task that answers.
+fn backend_state(state: TaskState, protocol: Protocol) -> Option<BackendState> {
+    match (state, protocol) {
+        (TaskState::Healthy, _) => Some(BackendState::Active),
+        (TaskState::Draining, _) | (TaskState::Unhealthy, Protocol::Tcp) => {
+            Some(BackendState::Draining)
+        }
+        (TaskState::Starting, _) | (TaskState::Unhealthy, Protocol::Udp) => None,
+    }
 }

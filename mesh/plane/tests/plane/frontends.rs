@@ -106,11 +106,10 @@ fn a_range_is_as_many_frontends_and_an_address_its_own() {
     assert_eq!(targets, [80, 81, 82]);
 }
 
-#[test]
-fn tasks_that_may_not_get_flows_are_no_backends_and_draining_ones_keep_theirs() {
+fn states_of_backends(port: PublishedPort) -> Vec<(String, BackendState)> {
     let world = World::of(&["n1"])
         .node("n2", NodeState::Draining)
-        .with("n1", web(tcp(8080)))
+        .with("n1", web(port))
         .with(
             "n1",
             on_ingress("starting", TaskState::Starting, [10, 208, 1, 2]),
@@ -136,17 +135,41 @@ fn tasks_that_may_not_get_flows_are_no_backends_and_draining_ones_keep_theirs() 
             on_ingress("sick2", TaskState::Unhealthy, [10, 208, 2, 3]),
         );
     let served = served(&world);
-    let states: Vec<_> = backends(only(&served))
+    backends(only(&served))
         .into_iter()
-        .map(|(task, _, state)| (task, state))
-        .collect();
+        .map(|(task, _, state)| (task.to_owned(), state))
+        .collect()
+}
+
+#[test]
+fn tasks_that_may_not_get_flows_keep_their_connections_at_most() {
+    let own = |states: &[(&str, BackendState)]| -> Vec<(String, BackendState)> {
+        states
+            .iter()
+            .map(|(task, state)| ((*task).to_owned(), *state))
+            .collect()
+    };
+    use BackendState::{Active, Draining};
+    let tcp_states = states_of_backends(tcp(8080));
     assert_eq!(
-        states,
-        [
-            ("leaving", BackendState::Draining),
-            ("old", BackendState::Draining),
-            ("well", BackendState::Active)
-        ]
+        tcp_states,
+        own(&[
+            ("leaving", Draining),
+            ("old", Draining),
+            ("sick", Draining),
+            ("sick2", Draining),
+            ("well", Active)
+        ])
+    );
+    // Datagrams have no connection to keep: they move to a task that answers.
+    let udp = PublishedPort {
+        protocol: Protocol::Udp,
+        ..tcp(8080)
+    };
+    let udp_states = states_of_backends(udp);
+    assert_eq!(
+        udp_states,
+        own(&[("leaving", Draining), ("old", Draining), ("well", Active)])
     );
 }
 
