@@ -143,13 +143,13 @@ fn states_of_backends(port: PublishedPort) -> Vec<(String, BackendState)> {
 
 #[test]
 fn tasks_that_may_not_get_flows_keep_their_connections_at_most() {
+    use BackendState::{Active, Draining};
     let own = |states: &[(&str, BackendState)]| -> Vec<(String, BackendState)> {
         states
             .iter()
             .map(|(task, state)| ((*task).to_owned(), *state))
             .collect()
     };
-    use BackendState::{Active, Draining};
     let tcp_states = states_of_backends(tcp(8080));
     assert_eq!(
         tcp_states,
