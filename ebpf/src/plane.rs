@@ -1,6 +1,8 @@
 //! The plane itself: what it was told, written into the maps.
 
 mod adopt;
+#[cfg(test)]
+mod packets;
 mod served;
 mod views;
 

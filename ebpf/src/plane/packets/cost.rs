@@ -1,0 +1,157 @@
+//! What a packet costs. Run by hand, as figures on a busy machine say little:
+//! `cargo nextest run -p portolan-ebpf --run-ignored only --no-capture`.
+
+use aya::programs::TestRun;
+
+use super::{
+    ACK, CLIENT, End, FRONTEND, Flow, LOCAL, NEXT, REDIRECT, REMOTE, Rig, SchedClassifier,
+    TestRunOptions, on_rig, tcp,
+};
+use crate::{
+    layout::FLOW_FORWARD,
+    links::{FROM_MESH, FROM_OUTSIDE, FROM_TASK},
+};
+
+const PACKETS: u32 = 1_000_000;
+
+/// The median of seven runs, in ns per packet.
+fn cost(rig: &mut Rig, program: &str, packet: &[u8], verdict: u32) -> u128 {
+    let program: &mut SchedClassifier = rig.program(program);
+    let mut runs: Vec<u128> = (0..7)
+        .map(|_| {
+            let options = TestRunOptions {
+                data_in: Some(packet),
+                repeat: PACKETS,
+                ..TestRunOptions::new()
+            };
+            let result = program.test_run(options).unwrap();
+            assert_eq!(result.return_value, verdict);
+            result.duration.as_nanos()
+        })
+        .collect();
+    runs.sort_unstable();
+    runs[3]
+}
+
+/// A flow from one address to another that a second one brings back, as the kernel runs the program on the same
+/// packet again and again.
+fn there_and_back(
+    rig: &mut Rig,
+    kind: u8,
+    ways: [(End, End); 2],
+    fixed: End,
+    other: fn(End, End) -> (End, End),
+) {
+    let delta = |from: End, to: End| {
+        let word = |bytes: [u8; 4]| u32::from_ne_bytes(bytes);
+        let sum = u64::from(!word(from.0)) + u64::from(word(to.0));
+        ((sum & 0xffff_ffff) + (sum >> 32)) as u32
+    };
+    let ports = |from: End, to: End| {
+        let word = |port: u16| u32::from(u16::from_ne_bytes(port.to_be_bytes()));
+        let sum = u64::from(!word(from.1)) + u64::from(word(to.1));
+        ((sum & 0xffff_ffff) + (sum >> 32)) as u32
+    };
+    for (from, to) in ways {
+        let (source, destination) = other(fixed, from);
+        let flow = Flow {
+            kind,
+            ip: to.0,
+            port: to.1.to_be_bytes(),
+            ip_delta: delta(from, to),
+            port_delta: ports(from, to),
+            node: 1,
+            ifindex: 1,
+            // A place that no backend has, and so of generation 0, as the flow is.
+            backend: 9,
+            ..Flow::default()
+        };
+        rig.put(source, destination, 6, flow);
+    }
+}
+
+#[test]
+#[ignore = "measures, and takes half a minute"]
+fn what_a_packet_costs() {
+    on_rig(|rig| {
+        rig.serve(portolan_model::Protocol::Udp, &[REMOTE]);
+        let show = |rig: &mut Rig, what: &str, program: &str, packet: &[u8]| {
+            let verdict = if what.ends_with("not ours") {
+                NEXT
+            } else {
+                REDIRECT
+            };
+            let cost = cost(rig, program, packet, verdict);
+            println!("{what:<50} {cost:>5} ns");
+        };
+        there_and_back(
+            rig,
+            FLOW_FORWARD,
+            [(FRONTEND, REMOTE), (REMOTE, FRONTEND)],
+            CLIENT,
+            |fixed, end| (fixed, end),
+        );
+        let data = [0; 1000];
+        show(
+            rig,
+            "from_outside: established, to a remote task",
+            FROM_OUTSIDE,
+            &tcp(CLIENT, FRONTEND, ACK, &[], &data),
+        );
+        show(
+            rig,
+            "from_outside: not ours",
+            FROM_OUTSIDE,
+            &tcp(CLIENT, (FRONTEND.0, 22), ACK, &[], &data),
+        );
+        there_and_back(
+            rig,
+            2,
+            [(FRONTEND, REMOTE), (REMOTE, FRONTEND)],
+            CLIENT,
+            |fixed, end| (end, fixed),
+        );
+        show(
+            rig,
+            "from_mesh: established, reply to the client",
+            FROM_MESH,
+            &tcp(REMOTE, CLIENT, ACK, &[], &data),
+        );
+        rig.put(
+            LOCAL,
+            CLIENT,
+            6,
+            Flow {
+                kind: 4,
+                node: 1,
+                ..Flow::default()
+            },
+        );
+        show(
+            rig,
+            "from_task: established, reply into the tunnel",
+            FROM_TASK,
+            &tcp(LOCAL, CLIENT, ACK, &[], &data),
+        );
+        show(
+            rig,
+            "from_task: not ours",
+            FROM_TASK,
+            &tcp(LOCAL, REMOTE, ACK, &[], &data),
+        );
+        let seen = [
+            (CLIENT, FRONTEND),
+            (CLIENT, REMOTE),
+            (REMOTE, CLIENT),
+            (FRONTEND, CLIENT),
+        ];
+        for (from, to) in seen {
+            let packets = rig.flow(from, to, 6).unwrap().packets;
+            assert_eq!(
+                packets,
+                u64::from(PACKETS) * 7 / 2,
+                "every packet was one of its flow"
+            );
+        }
+    });
+}
