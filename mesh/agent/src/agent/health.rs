@@ -8,7 +8,7 @@ use std::{
 };
 
 use portolan_model::{
-    HealthCheck, HealthProbe, INGRESS_NETWORK, Protocol, Service, Snapshot, TaskId,
+    HealthCheck, HealthProbe, INGRESS_NETWORK, Protocol, ProxyProtocol, Service, Snapshot, TaskId,
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -27,6 +27,8 @@ const STATUS_LINE: u64 = 512;
 struct Target {
     address: SocketAddr,
     check: HealthCheck,
+    /// What the task expects before the request.
+    proxy_protocol: Option<ProxyProtocol>,
 }
 
 /// The checks that run.
@@ -64,8 +66,12 @@ impl HealthChecks {
                     .iter()
                     .find(|e| e.network.as_str() == INGRESS_NETWORK)
                     .or_else(|| task.endpoints.first())?;
-                let address = SocketAddr::new(endpoint.ip, port(service, &check.probe)?);
-                Some((task.id.clone(), Target { address, check }))
+                let target = Target {
+                    address: SocketAddr::new(endpoint.ip, port(service, &check.probe)?),
+                    proxy_protocol: proxy_protocol(service, &check.probe),
+                    check,
+                };
+                Some((task.id.clone(), target))
             })
             .collect();
         self.running.retain(|id, (target, check)| {
@@ -108,6 +114,26 @@ fn port(service: &Service, probe: &HealthProbe) -> Option<u16> {
     }
 }
 
+/// The PROXY protocol that the port to be asked speaks. One that takes none of the service's traffic, such
+/// as a port for checks alone, is taken to speak none.
+fn proxy_protocol(service: &Service, probe: &HealthProbe) -> Option<ProxyProtocol> {
+    let asked = port(service, probe)?;
+    let mut ports = service.ports.iter();
+    let served = ports.any(|p| {
+        p.protocol == Protocol::Tcp && (p.target..p.target.saturating_add(p.count)).contains(&asked)
+    });
+    service.proxy_protocol.filter(|_| served)
+}
+
+/// The header of a connection that carries no one else's: UNKNOWN of version 1, LOCAL of version 2.
+/// See <https://www.haproxy.org/download/3.0/doc/proxy-protocol.txt>, section 2.
+fn own_connection(version: ProxyProtocol) -> &'static [u8] {
+    match version {
+        ProxyProtocol::V1 => b"PROXY UNKNOWN\r\n",
+        ProxyProtocol::V2 => b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0",
+    }
+}
+
 /// Checks one task for as long as it runs, and reports each change.
 async fn watch(id: TaskId, target: Target, found: mpsc::Sender<(TaskId, bool)>) {
     let check = &target.check;
@@ -117,7 +143,7 @@ async fn watch(id: TaskId, target: Target, found: mpsc::Sender<(TaskId, bool)>) 
     let mut at = Instant::now();
     loop {
         let passed = matches!(
-            timeout(patience, probe(target.address, &check.probe)).await,
+            timeout(patience, probe(&target)).await,
             Ok(Ok(true))
         );
         run = if run.0 == passed {
@@ -138,11 +164,15 @@ async fn watch(id: TaskId, target: Target, found: mpsc::Sender<(TaskId, bool)>) 
 }
 
 /// Whether the task answers as it should.
-async fn probe(address: SocketAddr, probe: &HealthProbe) -> std::io::Result<bool> {
+async fn probe(target: &Target) -> std::io::Result<bool> {
+    let address = target.address;
     let mut stream = TcpStream::connect(address).await?;
-    let HealthProbe::Http { path, status, .. } = probe else {
+    let HealthProbe::Http { path, status, .. } = &target.check.probe else {
         return Ok(true);
     };
+    if let Some(version) = target.proxy_protocol {
+        stream.write_all(own_connection(version)).await?;
+    }
     let host = match address.ip() {
         IpAddr::V6(ip) => format!("[{ip}]"),
         IpAddr::V4(ip) => ip.to_string(),
@@ -174,8 +204,10 @@ fn status_of(answer: &[u8]) -> Option<u16> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use portolan_model::PublishedPort;
     use tokio::net::TcpListener;
+
+    use super::*;
 
     #[test]
     fn the_status_is_read_from_the_first_line() {
@@ -203,7 +235,12 @@ mod tests {
         let (found, mut news) = mpsc::channel(8);
         let id: TaskId = "t1".parse().unwrap();
         let mut checks = JoinSet::new();
-        checks.spawn(watch(id.clone(), Target { address, check }, found));
+        let target = Target {
+            address,
+            check,
+            proxy_protocol: None,
+        };
+        checks.spawn(watch(id.clone(), target, found));
         let mut asked = 0;
         let mut answer = async |text: &str| {
             let (mut stream, _) = listener.accept().await.unwrap();
@@ -225,5 +262,49 @@ mod tests {
         }
         assert_eq!(news.recv().await, Some((id, false)));
         assert_eq!(asked, 8);
+    }
+
+    #[tokio::test]
+    async fn a_port_that_expects_the_proxy_protocol_is_told_of_no_client() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let check = HealthCheck {
+            probe: HealthProbe::Http {
+                port: address.port(),
+                path: "/".into(),
+                status: 200,
+            },
+            interval_ms: 10,
+            timeout_ms: 500,
+            rise: 1,
+            fall: 1,
+        };
+        let mut service = Service::new("web".parse().unwrap());
+        service.proxy_protocol = Some(ProxyProtocol::V2);
+        assert_eq!(proxy_protocol(&service, &check.probe), None);
+        service.ports = vec![PublishedPort::new(8080, address.port(), Protocol::Tcp)];
+        for (version, header) in [
+            (ProxyProtocol::V1, &b"PROXY UNKNOWN\r\nGET /"[..]),
+            (
+                ProxyProtocol::V2,
+                b"\x0D\x0A\x0D\x0A\x00\x0D\x0AQUIT\x0A\x20\x00\x00\x00GET /",
+            ),
+        ] {
+            service.proxy_protocol = Some(version);
+            let target = Target {
+                address,
+                check: check.clone(),
+                proxy_protocol: proxy_protocol(&service, &check.probe),
+            };
+            let task = async {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut begin = vec![0; header.len()];
+                stream.read_exact(&mut begin).await.unwrap();
+                assert_eq!(begin, header);
+                stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
+            };
+            let (passed, ()) = tokio::join!(probe(&target), task);
+            assert!(passed.unwrap());
+        }
     }
 }

@@ -63,6 +63,8 @@ impl Parts {
             ended = self.next() => return ended,
         };
         tracing::info!("leaving the cluster");
+        // Before the drain: a unit that is stopping may take its time.
+        tell(&[sd_notify::NotifyState::Stopping]);
         tokio::select! {
             () = drain(&shared) => {}
             () = told(&mut terminate, &mut interrupt) => tracing::info!("told again: not waiting for connections to end"),
@@ -178,10 +180,7 @@ pub(super) async fn notify(
     let mut ready = false;
     loop {
         tokio::select! {
-            () = ends.cancelled() => {
-                tell(&[sd_notify::NotifyState::Stopping]);
-                return Ok(());
-            }
+            () = ends.cancelled() => return Ok(()),
             changed = beat.changed(), if ready => {
                 changed?;
                 if watchdog {

@@ -65,6 +65,8 @@ pub(crate) enum TaskError {
     NoAddress(IpAddr),
     #[error("a service's task can be drained, {0} is only attached; `portolan detach` removes it")]
     NotDrainable(TaskId),
+    #[error("this node drains, and its tasks get no flows; `portolan node activate` ends that")]
+    NodeDrains,
     #[error("an attachment needs a network namespace: --netns PATH or --pid N")]
     AttachAddress,
 }
@@ -85,6 +87,9 @@ impl Node {
             .find_service(service)
             .ok_or_else(|| TaskError::NoService(service.to_owned()))?;
         let service = std::sync::Arc::clone(&view.service);
+        if file.is_none() && self.state.draining_since_ms.is_some() {
+            return Err(TaskError::NodeDrains);
+        }
         self.check_place(&service.id, &place)?;
         let slot = match slot {
             Some(slot) => {

@@ -123,3 +123,16 @@ fn nothing_is_made_anew_when_nothing_changed() {
     assert_eq!(node.catalog().revision(), revision);
     assert!(Arc::ptr_eq(&snapshot, node.snapshot()));
 }
+
+#[test]
+fn a_draining_node_takes_no_new_task() {
+    let mut node = node("n1");
+    node.apply(&stack(&[("web", 8080)]), false, NOW).unwrap();
+    node.set_draining(true, NOW);
+    node.refresh(NOW);
+    let place = || Place::Address("10.77.0.11".parse().unwrap());
+    let mut add = |file| node.add_task("t1".parse().unwrap(), "web", place(), None, None, file);
+    assert_eq!(add(None), Err(TaskError::NodeDrains));
+    // What a file says stands, and begins when the node is active again.
+    add(Some("shop.yml".to_owned())).unwrap();
+}
