@@ -5,13 +5,13 @@
 //! objects they seldom meet. Where they do, [`crate::Catalog`] lets the older claim stand and the other
 //! side claims again.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use ipnetwork::Ipv4Network;
 use sha2::{Digest, Sha256};
 
 use crate::{
-    INGRESS_NETWORK, INGRESS_VNI, MacAddress, Network, NetworkName, NodeId, PublishedPort,
+    INGRESS_NETWORK, INGRESS_VNI, MacAddress, Network, NetworkName, Node, NodeId, PublishedPort,
     ServiceId, Slice, Snapshot,
 };
 
@@ -117,8 +117,15 @@ pub fn subnet(snapshot: &Snapshot, name: &NetworkName) -> Result<Ipv4Network, Ex
             !others
                 .into_iter()
                 .any(|v| v.network.subnet.overlaps(*subnet))
+                && node_within(snapshot, *subnet).is_none()
         })
         .ok_or(Exhausted::Subnets)
+}
+
+/// A node whose underlay address is within a subnet: a network with it would cut that node off.
+pub fn node_within(snapshot: &Snapshot, subnet: Ipv4Network) -> Option<&Node> {
+    let mut nodes = snapshot.nodes.values().map(AsRef::as_ref);
+    nodes.find(|node| matches!(node.underlay, IpAddr::V4(ip) if subnet.contains(ip)))
 }
 
 /// A slice of a network for a node, free of everyone's claims.

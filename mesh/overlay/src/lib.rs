@@ -34,7 +34,7 @@ mod surroundings;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr},
 };
 
 use portolan_model::{Snapshot, TaskId};
@@ -46,7 +46,7 @@ pub use crate::{
     netns::NetnsRef,
 };
 use crate::{
-    desired::Desired,
+    desired::{Desired, DesiredNetwork},
     error::Doing,
     guard::{Guard, Rules},
     netlink::{Link, Netlink},
@@ -123,17 +123,8 @@ impl Overlay {
             .split_off_conflicts(&surroundings.addresses)
             .into_iter()
             .map(|(network, address)| {
-                let (name, subnet) = (network.name, network.subnet);
-                let object = name.to_string();
-                let network = name;
-                failure(
-                    &object,
-                    OverlayError::SubnetInUse {
-                        network,
-                        subnet,
-                        address,
-                    },
-                )
+                let object = network.name.to_string();
+                failure(&object, subnet_in_use(network, address))
             })
             .collect();
         // The filter comes first, so that no network is open for a moment.
@@ -264,6 +255,12 @@ impl Overlay {
     /// Sets up the networks of a task that comes before the pass that does it: a bridge without its rules
     /// would route by the node's own table.
     fn prepare(&mut self, request: &Attachment) -> Result<Vec<Failure>, OverlayError> {
+        let surroundings = self.look_around()?;
+        let conflicts =
+            Desired::bare(request.endpoints.iter()).split_off_conflicts(&surroundings.addresses);
+        if let Some((network, address)) = conflicts.into_iter().next() {
+            return Err(subnet_in_use(network, address));
+        }
         let links = self.links()?;
         let new = request.endpoints.iter().filter(|endpoint| {
             let bridge = names::bridge(endpoint.vni);
@@ -279,6 +276,14 @@ impl Overlay {
         self.mtu = seen.mtu;
         self.problems.clone_from(&seen.problems);
         Ok(seen)
+    }
+}
+
+fn subnet_in_use(network: DesiredNetwork, address: Ipv4Addr) -> OverlayError {
+    OverlayError::SubnetInUse {
+        network: network.name,
+        subnet: network.subnet,
+        address,
     }
 }
 

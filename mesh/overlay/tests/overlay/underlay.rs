@@ -82,6 +82,25 @@ fn the_node_sends_from_the_address_that_it_is_known_by() -> Result<()> {
 }
 
 #[test]
+fn a_task_of_a_network_that_holds_the_nodes_own_address_does_not_cut_the_node_off() -> Result<()> {
+    let mut cluster = Cluster::new("ov", 2)?;
+    cluster.reconcile()?;
+    cluster.add_network("lan", 5000, "10.77.0.0/24");
+    cluster.slice("lan", 1, "10.77.0.48/28");
+    let namespace = cluster.lab.task("t1")?;
+    let request = cluster.attachment(1, &namespace, "t1", &[("lan", "10.77.0.49")]);
+    let attached = cluster.overlays[0].run(move |overlay| overlay.attach(&request));
+    ensure!(
+        matches!(attached, Err(OverlayError::SubnetInUse { .. })),
+        "{attached:?}"
+    );
+    let rules = cluster.nodes[0].run(["ip", "rule"])?.stdout;
+    ensure!(!rules.contains("10.77.0.0/24"), "{rules}");
+    ensure!(pings(&cluster.nodes[0], "10.77.0.12")?);
+    Ok(())
+}
+
+#[test]
 fn someone_elses_vxlan_on_the_port_is_named() -> Result<()> {
     let cluster = Cluster::new("ov", 1)?;
     let node = &cluster.nodes[0];

@@ -1,6 +1,6 @@
 //! Declaring services and networks: applying a stack file, and removing what it declared.
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
 use portolan_model::{
     EncodeError, Network, PublishedPort, Record, Service, ServiceNetwork, Snapshot, claims,
@@ -27,6 +27,15 @@ pub(crate) enum DeclareError {
         subnet: String,
         other: String,
         other_subnet: String,
+    },
+    #[error(
+        "network {name}: subnet {subnet} holds {address}, at which node {node} is reached; give it another one"
+    )]
+    SubnetOfNodes {
+        name: String,
+        subnet: String,
+        node: String,
+        address: IpAddr,
     },
     #[error(
         "network {name} has subnet {present}, and a network in use cannot change to {wanted}; remove it first (`portolan rm {name}`)"
@@ -241,6 +250,14 @@ impl Node {
                 subnet: subnet.to_string(),
                 other: other.name.to_string(),
                 other_subnet: other.subnet.to_string(),
+            });
+        }
+        if let (None, Some(node)) = (present, claims::node_within(&snapshot, subnet)) {
+            return Err(DeclareError::SubnetOfNodes {
+                name: wanted.name.to_string(),
+                subnet: subnet.to_string(),
+                node: node.name.clone(),
+                address: node.underlay,
             });
         }
         let removed = snapshot.removed_networks.get(&wanted.name);

@@ -93,6 +93,20 @@ fn an_address_is_not_given_again_at_once() {
 }
 
 #[test]
+fn a_subnet_that_holds_a_nodes_address_is_refused() {
+    let mut node = node("n1");
+    let mut file = stack(&[("web", 8080)]);
+    file.networks[0].subnet = Some("10.77.0.0/24".parse().unwrap());
+    let refused = node.apply(&file, false, NOW).unwrap_err();
+    assert_eq!(
+        refused[0].to_string(),
+        "network app: subnet 10.77.0.0/24 holds 10.77.0.11, at which node n1 is reached; give it another one"
+    );
+    file.networks[0].subnet = Some("10.77.1.0/24".parse().unwrap());
+    node.apply(&file, false, NOW).unwrap();
+}
+
+#[test]
 fn tasks_follow_the_networks_of_their_service() {
     let mut node = node("n1");
     let mut file = stack(&[("web", 8080)]);
