@@ -142,10 +142,7 @@ async fn watch(id: TaskId, target: Target, found: mpsc::Sender<(TaskId, bool)>) 
     let (mut healthy, mut run) = (None, (false, 0_u8));
     let mut at = Instant::now();
     loop {
-        let passed = matches!(
-            timeout(patience, probe(&target)).await,
-            Ok(Ok(true))
-        );
+        let passed = matches!(timeout(patience, probe(&target)).await, Ok(Ok(true)));
         run = if run.0 == passed {
             (passed, run.1.saturating_add(1))
         } else {
