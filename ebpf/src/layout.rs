@@ -137,6 +137,8 @@ layouts! {
 
 /// Client to frontend, at the node that the client came to.
 pub(crate) const FLOW_FORWARD: u8 = 1;
+/// Client to task, at the task's node.
+pub(crate) const FLOW_DELIVER: u8 = 3;
 
 /// An address as the tunnel's helpers want it: a number in host order.
 pub(crate) const fn host_order(ip: Ipv4Addr) -> u32 {

@@ -14,7 +14,7 @@ use std::{
     sync::Arc,
 };
 
-use aya::{Ebpf, EbpfLoader, programs::SchedClassifier};
+use aya::{Ebpf, EbpfLoader, maps::MapError, programs::SchedClassifier};
 use portolan_plane::{
     Actual, Backend, DataPlane, Failure, FlowView, Frontend, Op, OpError, Plan, PlaneKind,
     PlaneStats, Unavailable,
@@ -23,7 +23,7 @@ use portolan_plane::{
 use crate::{
     ABI, ABSENT, COUNTERS, Counter, EbpfError, OBJECT, Surroundings,
     error::Doing,
-    layout::{NodeValue, TaskValue, host_order},
+    layout::{BackendValue, FLOW_DELIVER, NodeValue, TaskValue, host_order},
     links::{self, FROM_MESH, FROM_OUTSIDE, FROM_TASK},
     maps::{Hash, Maps},
     probe,
@@ -46,13 +46,23 @@ pub struct EbpfPlane {
     free_backends: Free,
 }
 
-/// Where a backend is to be reached.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Where a backend is to be reached; all zero is nowhere.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Place {
     /// The task's node, host order; 0 is this one.
     node: u32,
     ifindex: u32,
     macs: [u8; 12],
+}
+
+impl Place {
+    fn of(value: &BackendValue) -> Self {
+        Self {
+            node: value.node,
+            ifindex: value.ifindex,
+            macs: value.macs,
+        }
+    }
 }
 
 impl EbpfPlane {
@@ -262,8 +272,31 @@ impl EbpfPlane {
         let peers = around.peers.values();
         let peers = peers.map(|ip| (host_order(*ip), 1)).collect();
         let mut moved = fill(&mut self.maps.peers, &peers, "members")?;
-        moved |= fill(&mut self.maps.tasks, &tasks, "tasks")?;
+        if fill(&mut self.maps.tasks, &tasks, "tasks")? {
+            self.forget_deliveries(&tasks)?;
+            moved = true;
+        }
         errors.pop().map_or(Ok(moved || before != node), Err)
+    }
+
+    /// Forgets the way to tasks that are gone, so that the next packet for a new one of the same address finds it.
+    fn forget_deliveries(&mut self, tasks: &BTreeMap<[u8; 4], TaskValue>) -> Result<(), OpError> {
+        // An entry that vanishes while it is read was forgotten by the kernel.
+        let flows = self.maps.flows.iter().flatten();
+        let stale: Vec<_> = flows
+            .filter(|(tuple, flow)| {
+                let task = tasks.get(&tuple.daddr);
+                flow.kind == FLOW_DELIVER && task.is_none_or(|task| task.ifindex != flow.ifindex)
+            })
+            .map(|(tuple, _)| tuple)
+            .collect();
+        for tuple in stale {
+            match self.maps.flows.remove(&tuple) {
+                Err(MapError::KeyNotFound) => {}
+                done => done.doing(|| "forget a flow to a task that is gone".into())?,
+            }
+        }
+        Ok(())
     }
 
     /// Where a backend is, if the fast path reaches it.

@@ -23,7 +23,7 @@ use self::bytes::{
 use super::*;
 use crate::{
     Mesh, TaskLink,
-    layout::{FLOW_FORWARD, Flow, Tuple},
+    layout::{FLOW_DELIVER, FLOW_FORWARD, Flow, Tuple},
 };
 
 const NEXT: u32 = u32::MAX;
@@ -461,5 +461,39 @@ fn a_specific_address_goes_before_all_addresses() {
         rig.plane.upsert(&Arc::new(one)).unwrap();
         let out = rig.redirected(FROM_OUTSIDE, &tcp(CLIENT, FRONTEND, SYN, &[], b""));
         assert_eq!(ends(&out).1, LOCAL);
+    });
+}
+
+#[test]
+fn a_task_that_comes_again_elsewhere_ends_the_flows_to_its_old_place() {
+    on_rig(|rig| {
+        rig.serve(Protocol::Udp, &[LOCAL]);
+        let datagram = udp(CLIENT, FRONTEND, b"x", true);
+        rig.redirected(FROM_OUTSIDE, &datagram);
+        let node = host_order(Ipv4Addr::new(10, 77, 0, 12));
+        let deliver = |ifindex| Flow {
+            kind: FLOW_DELIVER,
+            node,
+            ifindex,
+            ..Flow::default()
+        };
+        rig.put(CLIENT, LOCAL, 17, deliver(1));
+        rig.put(CLIENT, (LOCAL.0, 81), 17, deliver(9));
+
+        let task = rig
+            .plane
+            .surroundings
+            .tasks
+            .get_mut(&Ipv4Addr::from(LOCAL.0))
+            .unwrap();
+        task.mac = MacAddress([2, 0, 0, 0, 0, 7]);
+        assert!(rig.plane.write_surroundings().unwrap(), "something moved");
+        rig.serve(Protocol::Udp, &[LOCAL]);
+        let out = rig.redirected(FROM_OUTSIDE, &datagram);
+        assert_eq!(out[..6], [2, 0, 0, 0, 0, 7]);
+        assert_eq!(rig.count("new_flow"), 2);
+        assert!(
+            rig.flow(CLIENT, LOCAL, 17).is_some() && rig.flow(CLIENT, (LOCAL.0, 81), 17).is_none()
+        );
     });
 }

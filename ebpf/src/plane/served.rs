@@ -185,25 +185,27 @@ impl EbpfPlane {
             Some(index) => Some((index, self.maps.backends.get(&index, 0).doing(what)?)),
             None => None,
         };
-        let (index, before) = if let Some(found) = old.filter(|(_, value)| same(value)) {
-            found
-        } else {
-            let index = self
-                .free_backends
-                .take(MAX_BACKENDS)
-                .ok_or_else(|| full("backends"))?;
-            // The place may be in use for the first time, or flows of its last owner may be left.
-            let mut value = self.maps.backends.get(&index, 0).doing(what)?;
-            value.generation = value.generation.wrapping_add(1);
-            value.passed_over = 0;
-            self.reset_stats(index)?;
-            (index, value)
-        };
-        let place = place.unwrap_or(Place {
-            node: 0,
-            ifindex: 0,
-            macs: [0; 12],
-        });
+        let (index, mut before, was) =
+            if let Some((index, value)) = old.filter(|(_, value)| same(value)) {
+                (index, value, Some(Place::of(&value)))
+            } else {
+                let index = self
+                    .free_backends
+                    .take(MAX_BACKENDS)
+                    .ok_or_else(|| full("backends"))?;
+                // The place may be in use for the first time, or flows of its last owner may be left.
+                let mut value = self.maps.backends.get(&index, 0).doing(what)?;
+                value.generation = value.generation.wrapping_add(1);
+                value.passed_over = 0;
+                self.reset_stats(index)?;
+                (index, value, None)
+            };
+        // One that is out of reach for now keeps its place, and its flows.
+        let place = place.or(was).unwrap_or_default();
+        if was.is_some_and(|was| was != place && was != Place::default()) {
+            // Flows know the old place: they end, as the task there has.
+            before.generation = before.generation.wrapping_add(1);
+        }
         let value = BackendValue {
             ip: ip.octets(),
             port: backend.port.to_be_bytes(),
@@ -212,9 +214,7 @@ impl EbpfPlane {
             macs: place.macs,
             ..before
         };
-        if value != before {
-            self.maps.backends.set(index, value, 0).doing(what)?;
-        }
+        self.maps.backends.set(index, value, 0).doing(what)?;
         let label = BackendLabel {
             node: *backend.node.as_bytes(),
             task: text(backend.task.as_str()),

@@ -12,3 +12,4 @@ mod contract;
 mod flows;
 mod life;
 mod reach;
+mod transfer;
