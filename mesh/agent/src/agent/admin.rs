@@ -28,8 +28,8 @@ use super::{
 use crate::api::{NetworkRow, NodeRow, ServiceRow, Status, TaskRow};
 use refusal::Refusal;
 
-/// The longest request body.
-const MAX_BODY: usize = 1 << 20;
+/// The longest request body: a stack file of the 4 MiB that one may have, with its characters escaped.
+const MAX_BODY: usize = 8 << 20;
 /// Answers of `/v1/flows` if no limit is given, and at most.
 const FLOWS: (usize, usize) = (100, 100_000);
 /// Requests may last as long as draining does.

@@ -122,8 +122,9 @@ pub(crate) fn leave(socket: Option<String>, args: LeaveArgs) -> Result<(), Failu
             if args.clean && source.kind() != std::io::ErrorKind::PermissionDenied =>
         {
             let mut sources = args.sources;
-            // What is removed does not depend on a key, and the key may be gone by now.
+            // What is removed depends neither on a key nor on the address, and both may be gone by now.
             sources.flags.0.set_flag(Key::Insecure, "true");
+            sources.flags.0.set_flag(Key::Advertise, "127.0.0.1");
             let config = configuration(socket, sources)?;
             agent::clean(&config).map_err(Failure::Failed)?;
             print("no agent was running; what one had left behind is removed\n")
