@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use portolan_e2e::{
     Cluster, Options, Task,
-    answers::{answers, each},
+    answers::{answered_by, answers, each},
     stream::{PacedStream, echo_server},
 };
 use portolan_testbed::{Namespace, Process, Protocol};
@@ -193,6 +193,12 @@ fn a_service_outlives_the_node_that_declared_it() -> Result<()> {
         cluster.wait_for(node, "the update", &["services"], |all| {
             rows(all).any(|row| row["name"] == "web" && row["ports"][0] == "8090:80/tcp")
         })?;
+        answered_by(
+            &cluster.client,
+            cluster.node(node).at(8090),
+            Protocol::Tcp,
+            "a2",
+        )?;
         let seen = answers(
             &cluster.client,
             cluster.node(node).at(8090),
