@@ -1,14 +1,15 @@
 //! What must go right when flows get in one another's way, or their entries are lost.
 
 use std::{
-    net::{SocketAddr, UdpSocket},
+    net::{SocketAddr, TcpStream, UdpSocket},
     thread,
     time::Duration,
 };
 
 use anyhow::{Result, ensure};
 use portolan_model::Protocol;
-use portolan_testbed::{Namespace, http_get, udp_ask};
+use portolan_testbed::{Namespace, Node, http_get, udp_ask};
+use rustix::net::{AddressFamily, SocketType, sockopt::set_socket_reuseaddr};
 
 use crate::{cluster::Cluster, reach::whoami};
 
@@ -69,7 +70,7 @@ fn udp_keeps_the_client_too() -> Result<()> {
     Ok(())
 }
 
-/// Failure mode 1: one client address and port, through two nodes and by two ports, to one task.
+/// Failure mode 1: one client address and port, by two published ports, to one task.
 #[test]
 fn the_same_client_address_twice_is_two_connections() -> Result<()> {
     let cluster = Cluster::new(2)?;
@@ -83,37 +84,50 @@ fn the_same_client_address_twice_is_two_connections() -> Result<()> {
     cluster.publish(8081, Protocol::Tcp, &both);
     let client = cluster.lab.client("c1")?;
     // The second port's first turn is the same task's: it has to be the other one.
-    let connect_from = |port: u16, to: SocketAddr| -> Result<std::net::TcpStream> {
-        client.enter(|| {
-            let socket = rustix::net::socket(
-                rustix::net::AddressFamily::INET,
-                rustix::net::SocketType::STREAM,
-                None,
-            )?;
-            rustix::net::sockopt::set_socket_reuseaddr(&socket, true)?;
-            rustix::net::bind(&socket, &SocketAddr::new(client.ipv4().into(), port))?;
-            rustix::net::connect(&socket, &to)?;
-            let stream = std::net::TcpStream::from(socket);
-            stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-            Ok(stream)
-        })
-    };
-    let mut first = connect_from(40_000, cluster.nodes[0].at(8080))?;
-    let mut second = connect_from(40_000, cluster.nodes[0].at(8081))?;
+    let mut first = connect_from(&client, 40_000, cluster.nodes[0].at(8080))?;
+    let mut second = connect_from(&client, 40_000, cluster.nodes[0].at(8081))?;
     let one = crate::life::ask(&mut first)?;
     let other = crate::life::ask(&mut second)?;
     assert_ne!(one, other);
     ensure!(cluster.counter(1, "collision") > 0);
-    drop((first, second));
+    Ok(())
+}
 
-    // Through another node: only the task's node can see it, and the client's second SYN finds another task.
-    let mut first = connect_from(40_001, cluster.nodes[0].at(8080))?;
-    let mut second = connect_from(40_001, cluster.nodes[1].at(8080))?;
+/// Failure mode 1 through two nodes: only the task's node can see it, and it drops the second SYN. The client's next
+/// one finds another task.
+#[test]
+fn the_same_client_address_through_two_nodes_is_two_connections() -> Result<()> {
+    let cluster = Cluster::new(3)?;
+    let tasks = [
+        cluster.task(3, "t1", "10.208.3.2")?,
+        cluster.task(3, "t2", "10.208.3.3")?,
+    ];
+    let _nginx = [whoami(&tasks[0])?, whoami(&tasks[1])?];
+    cluster.publish(8080, Protocol::Tcp, &[(3, "10.208.3.2"), (3, "10.208.3.3")]);
+    let client = cluster.lab.client("c1")?;
+    // On each node the first turn is the same task's.
+    let mut first = connect_from(&client, 40_000, cluster.nodes[0].at(8080))?;
+    let mut second = connect_from(&client, 40_000, cluster.nodes[1].at(8080))?;
     assert_ne!(
         crate::life::ask(&mut first)?,
         crate::life::ask(&mut second)?
     );
+    assert_eq!(cluster.counter(3, "drop_collision"), 1);
+    assert_eq!(cluster.counter(2, "retried"), 1);
     Ok(())
+}
+
+/// A connection from one port of the client, used already or not.
+fn connect_from(client: &Node, port: u16, to: SocketAddr) -> Result<TcpStream> {
+    client.enter(|| {
+        let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None)?;
+        set_socket_reuseaddr(&socket, true)?;
+        rustix::net::bind(&socket, &SocketAddr::new(client.ipv4().into(), port))?;
+        rustix::net::connect(&socket, &to)?;
+        let stream = TcpStream::from(socket);
+        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        Ok(stream)
+    })
 }
 
 /// Failure mode 3: the task's node forgets by which node a flow came.
