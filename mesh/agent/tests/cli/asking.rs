@@ -141,7 +141,10 @@ fn what_is_typed_reaches_the_agent() {
         "--slot",
         "3",
     ]);
-    assert_eq!(added.stdout, "t1\n10.208.1.2 (ingress)\n10.1.0.2 (shop)\nnames: nameserver 10.1.0.0\n");
+    assert_eq!(
+        added.stdout,
+        "t1\n10.208.1.2 (ingress)\n10.1.0.2 (shop)\nnames: nameserver 10.1.0.0\n"
+    );
     let body =
         json!({"service": "web", "place": {"netns": "/run/netns/w"}, "slot": 3, "weight": null});
     assert_eq!(fake.last(), ("POST /v1/tasks".to_owned(), body));
