@@ -2,7 +2,7 @@
 
 use std::{
     io::{Read, Write},
-    net::{SocketAddr, TcpStream},
+    net::{SocketAddr, TcpListener, TcpStream},
     sync::Arc,
     time::Duration,
 };
@@ -193,5 +193,26 @@ fn a_draining_backend_keeps_its_flows_and_a_removed_one_ends_them() -> Result<()
         assert!(failures.is_empty() && inside.plane().flows(1).is_empty());
     });
     ensure!(ask(&mut open[0]).is_err() && ask(&mut open[1]).is_err());
+    Ok(())
+}
+
+#[test]
+fn what_the_relay_has_it_keeps() -> Result<()> {
+    let cluster = Cluster::new(1)?;
+    let task = cluster.task(1, "t1", TASKS[0].1)?;
+    let _nginx = whoami(&task)?;
+    let client = cluster.lab.client("c1")?;
+    let to = cluster.nodes[0].at(8080);
+    // A listener on the node, as the relay holds one.
+    let listener = cluster.nodes[0].enter(|| Ok(TcpListener::bind("0.0.0.0:8080")?))?;
+    let mut open = connect(&client, to)?;
+    let (mut relayed, _) = listener.accept()?;
+    cluster.publish(8080, Protocol::Tcp, &TASKS[..1]);
+    open.write_all(b"still here")?;
+    relayed.set_read_timeout(Some(Duration::from_secs(5)))?;
+    relayed.read_exact(&mut [0; 10])?;
+    ensure!(cluster.counter(1, "to_relay_flow") > 0);
+    let answer = http_get(&client, &to.to_string())?;
+    assert_eq!(answer.body, format!("{} {}", TASKS[0].1, client.ipv4()));
     Ok(())
 }
