@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use portolan_model::{Snapshot, TaskId};
+use portolan_model::{INGRESS_NETWORK, Snapshot, TaskId};
 use portolan_overlay::{Attachment, Counters, Overlay, OverlayError};
 use tokio::sync::{oneshot, watch};
 
@@ -27,7 +27,7 @@ enum Request {
 /// How the overlay stands.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct OverlayStanding {
-    /// Whether a snapshot has been programmed.
+    /// Whether a snapshot has been programmed, and nothing keeps the ingress network from working.
     pub programmed: bool,
     pub mtu: u32,
     pub problems: Vec<String>,
@@ -191,13 +191,17 @@ impl Worker {
         };
         let failures = self.overlay.reconcile(&snapshot);
         self.unfinished = !failures.is_empty();
+        // Networks fail under their own names, and what is common to all under the overlay's.
+        let vital = |object: &str| object == INGRESS_NETWORK || object == "overlay";
         self.standing.send_modify(|standing| {
-            standing.programmed = true;
+            standing.programmed = failures.iter().all(|failure| !vital(&failure.object));
             standing.failed_total += failures.len() as u64;
-            standing.problems = failures
+            let problems: Vec<String> = failures
                 .iter()
                 .map(|f| format!("overlay: {}: {}", f.object, super::with_causes(&f.error)))
                 .collect();
+            log_changes(&standing.problems, &problems);
+            standing.problems = problems;
         });
     }
 
@@ -215,5 +219,18 @@ impl Worker {
             (standing.counters, standing.mtu, standing.vanished) = (counters, mtu, vanished);
             *standing != before
         });
+    }
+}
+
+/// Logs each failure when it begins and when it is over, however often it is tried in between.
+fn log_changes(before: &[String], now: &[String]) {
+    for problem in now.iter().filter(|problem| !before.contains(problem)) {
+        tracing::warn!("{problem}; it is tried again");
+    }
+    let over = before
+        .iter()
+        .filter(|problem| problem.starts_with("overlay: "));
+    for problem in over.filter(|problem| !now.contains(problem)) {
+        tracing::info!("no longer: {problem}");
     }
 }

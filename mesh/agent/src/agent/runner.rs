@@ -355,10 +355,10 @@ impl Runner {
             }
             Done::Attached(_, Err(error)) => {
                 self.attached.remove(&id);
-                if self
-                    .node
-                    .set_attached(&id, AttachState::Pending(error.clone()))
-                {
+                let pending = AttachState::Pending(error.clone());
+                let news = self.node.set_attached(&id, pending);
+                // Whoever waits for it gets the error, and the task is given up.
+                if news && !self.waiting.contains_key(&id) {
                     tracing::warn!(task = %id, error, "not attached; it is tried again");
                 }
                 Err(error)

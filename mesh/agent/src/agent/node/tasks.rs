@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
 use ipnetwork::Ipv4Network;
-use portolan_model::{Endpoint, MacAddress, NetworkName, Service, ServiceId, TaskId, claims};
+use portolan_model::{
+    Endpoint, MacAddress, NetworkName, Service, ServiceId, TaskId, TaskState, claims,
+};
 
 use portolan_provider::{StaticTask, TaskPlace};
 use sha2::{Digest, Sha256};
@@ -50,13 +52,20 @@ pub(crate) enum TaskError {
     #[error("task {task} already is in {place}")]
     PlaceTaken { task: TaskId, place: String },
     #[error(
-        "slot {slot} of service {service} is taken by task {task} on this node; remove that one first or leave --slot out"
+        "slot {slot} of service {service} is taken by task {task} on {node}; remove that one first or leave --slot out"
     )]
     SlotTaken {
         slot: u32,
         service: String,
         task: TaskId,
+        node: String,
     },
+    #[error("slots are counted from 1")]
+    SlotZero,
+    #[error(
+        "{0} is an address of the overlay, which Portolan gives to tasks itself; give the task's namespace with --netns or --pid"
+    )]
+    OverlayAddress(IpAddr),
     #[error(
         "{0} is an address of this machine alone; give one that every node can reach, such as the node's own"
     )]
@@ -92,17 +101,15 @@ impl Node {
         }
         self.check_place(&service.id, &place)?;
         let slot = match slot {
+            Some(0) => return Err(TaskError::SlotZero),
             Some(slot) => {
-                let holder = self.state.tasks.values().find(|t| {
-                    t.service.as_ref() == Some(&service.id)
-                        && t.slot == slot
-                        && t.drain_until_ms.is_none()
-                });
-                if let Some(holder) = holder {
+                if let Some((task, node)) = self.slot_holder(&service.id, slot) {
+                    let service = service.name.clone();
                     return Err(TaskError::SlotTaken {
                         slot,
-                        service: service.name.clone(),
-                        task: holder.id.clone(),
+                        service,
+                        task,
+                        node,
                     });
                 }
                 slot
@@ -402,6 +409,9 @@ impl Node {
             if ip.is_unspecified() || ip.is_multicast() {
                 return Err(TaskError::NoAddress(*ip));
             }
+            if self.is_foreign_overlay_address(*ip) {
+                return Err(TaskError::OverlayAddress(*ip));
+            }
         }
         let there = self.state.tasks.values().find(|t| {
             t.place == *place && t.service.as_ref() == Some(service) && t.drain_until_ms.is_none()
@@ -413,6 +423,35 @@ impl Node {
             }),
             None => Ok(()),
         }
+    }
+
+    /// Whether an address is of a network's subnet, and not this node's own gateway there, at which a
+    /// process of the node itself may well be.
+    fn is_foreign_overlay_address(&self, ip: IpAddr) -> bool {
+        let IpAddr::V4(ip) = ip else { return false };
+        let networks = self.snapshot.networks.values();
+        networks
+            .filter(|view| view.network.subnet.contains(ip))
+            .any(|view| view.gateway(&self.identity.id) != Some(ip))
+    }
+
+    /// The task of a service that has a slot and does not drain, here or elsewhere, and its node.
+    fn slot_holder(&self, service: &ServiceId, slot: u32) -> Option<(TaskId, String)> {
+        let here = self.state.tasks.values().find(|task| {
+            task.service.as_ref() == Some(service)
+                && task.slot == slot
+                && task.drain_until_ms.is_none()
+        });
+        if let Some(task) = here {
+            return Some((task.id.clone(), self.identity.name.clone()));
+        }
+        let elsewhere = self.snapshot.tasks_of(service).find(|view| {
+            view.node != self.identity.id
+                && view.task.slot == slot
+                && view.state != TaskState::Draining
+        })?;
+        let node = self.snapshot.node_name(&elsewhere.node);
+        Some((elsewhere.task.id.clone(), node))
     }
 
     fn free_slot(&self, service: &ServiceId) -> u32 {

@@ -281,3 +281,27 @@ fn a_health_check_that_comes_later_takes_no_task_out_of_rotation() {
     let new = &node.snapshot().tasks[&"t2".parse().unwrap()];
     assert_eq!(new.state, TaskState::Starting);
 }
+
+#[test]
+fn a_slot_is_one_in_the_whole_cluster_and_an_overlay_address_is_given_not_taken() {
+    let mut nodes = [node("n1"), node("n2")];
+    exchange(&mut nodes, NOW);
+    nodes[0]
+        .apply(&stack(&[("web", 8080)]), false, NOW)
+        .unwrap();
+    exchange(&mut nodes, NOW);
+    add(&mut nodes[1], "t1", "web");
+    exchange(&mut nodes, NOW);
+    let mut put = |ip: &str, slot| {
+        let place = Place::Address(ip.parse().unwrap());
+        nodes[0].add_task("t9".parse().unwrap(), "web", place, slot, None, None)
+    };
+    let taken = put("10.77.0.30", Some(1)).unwrap_err().to_string();
+    assert!(taken.contains("taken by task t1 on n2"), "{taken}");
+    assert_eq!(put("10.77.0.30", Some(0)), Err(TaskError::SlotZero));
+    assert!(matches!(
+        put("10.208.200.9", None),
+        Err(TaskError::OverlayAddress(_))
+    ));
+    put("10.77.0.30", Some(2)).unwrap();
+}
