@@ -52,6 +52,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         tracing::warn!(%error, "the limit of open files stays as it is");
     }
     let state_dir = StateDir::open(&config.state_dir)?;
+    let _exclusive = state_dir.lock()?;
     let state = state_dir.load()?;
     let admin = admin::bind(&config.socket)?;
     let pages = tokio::net::TcpListener::bind(config.http)

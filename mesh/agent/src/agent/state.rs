@@ -5,10 +5,15 @@ use std::{
     collections::BTreeMap,
     fs::{self, File},
     io::{self, Write},
+    os::{
+        linux::net::SocketAddrExt,
+        unix::net::{SocketAddr, UnixListener},
+    },
     path::{Path, PathBuf},
 };
 
 use portolan_model::{Endpoint, Network, NetworkName, Service, ServiceId, Slice, TaskId};
+use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
 use crate::api::Place;
@@ -99,11 +104,24 @@ pub(super) enum StateError {
         #[source]
         source: serde_json::Error,
     },
+    /// Another agent runs on this directory, or in this network namespace.
+    #[error(
+        "another agent {0}; stop it first, or give this one a state directory and a network namespace of its own"
+    )]
+    Busy(String),
     /// Written by a later version.
     #[error(
         "{path} was written by a later version of portolan (format {found}, this one knows {FORMAT}); install that version, or move the file away"
     )]
     Newer { path: PathBuf, found: u32 },
+}
+
+/// What one agent alone may hold: its state directory, and the links, rules and ports of its network
+/// namespace. Let go when the process ends, however it ends.
+#[derive(Debug)]
+pub(super) struct Exclusive {
+    _directory: File,
+    _namespace: UnixListener,
 }
 
 /// The state directory.
@@ -117,10 +135,28 @@ impl StateDir {
         Ok(Self(path.to_owned()))
     }
 
+    /// Makes sure that no other agent uses the directory or the network namespace.
+    pub(super) fn lock(&self) -> Result<Exclusive, StateError> {
+        let path = self.0.join("lock");
+        let directory = File::create(&path).map_err(io_error("create", &path))?;
+        rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive).map_err(|_| {
+            StateError::Busy(format!("runs on the state directory {}", self.0.display()))
+        })?;
+        // An abstract socket belongs to its network namespace (unix(7)), and goes with its process.
+        let namespace = SocketAddr::from_abstract_name("portolan agent")
+            .and_then(|name| UnixListener::bind_addr(&name))
+            .map_err(|_| StateError::Busy("runs in this network namespace".to_owned()))?;
+        Ok(Exclusive {
+            _directory: directory,
+            _namespace: namespace,
+        })
+    }
+
     /// Removes what an agent keeps in its state directory, and the directory if nothing else is in it.
     pub(super) fn remove(path: &Path) -> Result<(), StateError> {
         for (file, removed) in [
             (path.join(FILE), fs::remove_file(path.join(FILE))),
+            (path.join("lock"), fs::remove_file(path.join("lock"))),
             (path.join("gossip"), fs::remove_dir_all(path.join("gossip"))),
         ] {
             if let Err(error) = removed
@@ -195,6 +231,24 @@ mod tests {
         state.services.insert(service.id.clone(), service);
         state_dir.save(&state).unwrap();
         assert_eq!(state_dir.load().unwrap(), state);
+    }
+
+    #[test]
+    fn a_directory_is_one_agents_at_a_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let state_dir = StateDir::open(dir.path()).unwrap();
+        let first = state_dir.lock().unwrap();
+        let second = state_dir.lock().unwrap_err().to_string();
+        assert!(second.contains("runs on the state directory"), "{second}");
+        let elsewhere = tempfile::tempdir().unwrap();
+        let beside = StateDir::open(elsewhere.path()).unwrap().lock();
+        let beside = beside.unwrap_err().to_string();
+        assert!(
+            beside.contains("runs in this network namespace"),
+            "{beside}"
+        );
+        drop(first);
+        state_dir.lock().unwrap();
     }
 
     #[test]

@@ -70,7 +70,7 @@ fn wrong_requests_are_told_what_is_wrong() -> Result<()> {
         .ask("GET", "/v1/flows?limit=many", &Value::Null)?
         .refused(400)?;
     ensure!(limit.contains("limit"), "{limit}");
-    apply(&agent, &"#".repeat(2 << 20))?.refused(413)?;
+    apply(&agent, &"#".repeat(9 << 20))?.refused(413)?;
 
     let all_at_once = "services:\n  web:\n    ports: ['99999:80', '80:x']\n";
     let stack = apply(&agent, all_at_once)?.refused(400)?;
