@@ -22,6 +22,15 @@ const OPT: u16 = 11;
 
 type Records<'a> = slice::Iter<'a, Record>;
 
+/// Why there is no reply to a query.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Unanswerable {
+    #[error("a name in its question is compressed")]
+    Question,
+    #[error(transparent)]
+    Encode(#[from] ProtoError),
+}
+
 /// What a query is answered.
 #[derive(Debug, Clone)]
 pub(crate) struct Reply {
@@ -51,8 +60,11 @@ impl Reply {
     /// send and whether it is understood.
     ///
     /// # Errors
-    /// Not even the question fits, or a record cannot be encoded.
-    pub(crate) fn fitted(mut self, request: &Request) -> Result<Self, ProtoError> {
+    /// The question cannot be repeated, or a record cannot be encoded.
+    pub(crate) fn fitted(mut self, request: &Request) -> Result<Self, Unanswerable> {
+        if !is_repeatable(request) {
+            return Err(Unanswerable::Question);
+        }
         let limit = limit(request);
         let opt = if request.edns.is_some() { OPT } else { 0 };
         let mut bytes = Vec::with_capacity(usize::from(limit.min(UDP_PAYLOAD)));
@@ -106,5 +118,51 @@ fn limit(request: &Request) -> u16 {
     match request.protocol() {
         Protocol::Udp => request.max_payload().min(UDP_PAYLOAD),
         _ => u16::MAX,
+    }
+}
+
+/// Whether the question section stands for itself. A reply repeats its bytes, and a pointer in there would
+/// lead elsewhere in the reply; there is nothing before a question that a pointer could sensibly mean
+/// (RFC 1035, section 4.1.4).
+fn is_repeatable(request: &Request) -> bool {
+    const HEADER: usize = 12;
+    const TYPE_AND_CLASS: usize = 4;
+    let message = request.as_slice();
+    let mut at = HEADER;
+    for _ in 0..request.queries.queries().len() {
+        loop {
+            match message.get(at) {
+                Some(0) => break,
+                Some(&length) if length < 64 => at += usize::from(length) + 1,
+                _ => return false,
+            }
+        }
+        at += 1 + TYPE_AND_CLASS;
+    }
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(question: &[u8]) -> Request {
+        let header = [0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+        let bytes = header.iter().chain(question).copied().collect();
+        let client = ([10, 96, 0, 11], 5353).into();
+        Request::from_bytes(bytes, client, Protocol::Udp).expect("a query")
+    }
+
+    #[test]
+    fn a_question_that_points_into_the_header_is_not_repeated() {
+        assert!(is_repeatable(&request(b"\x03web\0\0\x01\0\x01")));
+        // The rest of its name are the header's own flags and counts, read as labels.
+        let pointing = request(b"\x03web\xc0\x02\0\x01\0\x01");
+        assert!(!is_repeatable(&pointing));
+        let reply = Reply::new(&pointing, ResponseCode::NoError);
+        assert!(matches!(
+            reply.fitted(&pointing),
+            Err(Unanswerable::Question)
+        ));
     }
 }

@@ -8,6 +8,7 @@ mod admin;
 mod command;
 mod health;
 mod http;
+mod join;
 mod metrics;
 mod node;
 mod overlay_thread;
@@ -65,13 +66,14 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         })?;
     let keyring = config.key_file.as_deref().map(Keyring::load).transpose()?;
     let gossip_addr = SocketAddr::new(config.advertise, config.gossip_port);
+    let (seeds, unresolved) = join::look_up(&config.join).await;
     let (gossip, driver) = Gossip::start(portolan_gossip::Config {
         node: NodeId::of_name(&config.name),
         name: config.name.clone(),
         bind: gossip_addr,
         advertise: gossip_addr,
         cluster: config.cluster.clone(),
-        join: config.join.clone(),
+        join: seeds.into_iter().collect(),
         keyring,
         state_dir: config.state_dir.join("gossip"),
         limits: Limits::default(),
@@ -128,6 +130,10 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         let ends = ends.clone();
         async move { Ok(driver.run(ends).await?) }
     });
+    parts.add(
+        "joining",
+        join::follow(gossip.clone(), unresolved, ends.clone()),
+    );
     parts.add("the runner", runner.run());
     parts.add(
         "the admin API",

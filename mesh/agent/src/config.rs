@@ -26,6 +26,7 @@ pub(crate) use machine::reason;
 pub use machine::{Machine, ThisMachine};
 pub use resolve::resolve;
 pub use toml::parse_toml;
+pub use value::Seed;
 
 /// How an agent runs. Every value is checked; see `docs/portolan.toml` for the keys and their defaults.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,8 +39,9 @@ pub struct Config {
     pub advertise: IpAddr,
     /// The UDP and TCP port of gossip, the same on every node unless `join` says otherwise.
     pub gossip_port: u16,
-    /// Other members to join by; those that do not answer are tried again. Empty for the first node.
-    pub join: Vec<SocketAddr>,
+    /// Other members to join by; those that do not answer, and names that do not resolve, are tried
+    /// again. Empty for the first node.
+    pub join: Vec<Seed>,
     /// The file with the gossip keys, one to a line, the first of them used for sending. Readable, and
     /// closed to other users. `None` only on a loopback address or with `insecure`.
     pub key_file: Option<PathBuf>,
@@ -59,8 +61,8 @@ pub struct Config {
     pub stacks: Vec<PathBuf>,
     /// Which plane is to forward. `Ebpf` is refused by [`resolve`]: this build has no fast path.
     pub plane: PlaneChoice,
-    /// Where names that are not ours are asked for; those of `/etc/resolv.conf` if left out. Empty if
-    /// that has none either: such names then get SERVFAIL.
+    /// Where names that are not ours are asked for; empty: those of `/etc/resolv.conf`,
+    /// which is read again when it changes.
     pub dns_upstream: Vec<SocketAddr>,
     /// The UDP and TCP port of DNS on the gateway addresses.
     pub dns_port: u16,

@@ -54,10 +54,17 @@ impl HealthChecks {
     }
 
     /// Checks exactly the tasks of this node whose services ask for it.
-    pub(super) fn set(&mut self, state: &LocalState, snapshot: &Snapshot) {
+    pub(super) fn set(
+        &mut self,
+        state: &LocalState,
+        snapshot: &Snapshot,
+        attached: impl Fn(&TaskId) -> bool,
+    ) {
         let wanted: BTreeMap<TaskId, Target> = state
             .tasks
             .values()
+            // Before that a failure would say nothing of the task.
+            .filter(|task| attached(&task.id))
             .filter_map(|task| {
                 let service = &snapshot.services.get(task.service.as_ref()?)?.service;
                 let check = service.health.clone()?;

@@ -194,7 +194,10 @@ impl Runner {
         self.save_problem = self.save().err();
         self.publish();
         self.attach_and_detach();
-        self.health.set(self.node.state(), self.node.snapshot());
+        let states = self.node.attach_states();
+        let attached = |task: &TaskId| states.get(task) == Some(&AttachState::Attached);
+        self.health
+            .set(self.node.state(), self.node.snapshot(), attached);
         self.tell_reasons();
         self.wires.beat.send_replace(());
     }

@@ -1,11 +1,6 @@
 //! What the configuration asks of the machine: its name, its addresses, its files.
 
-use std::{
-    fs, io,
-    net::{IpAddr, SocketAddr, ToSocketAddrs},
-    os::unix::fs::PermissionsExt,
-    path::Path,
-};
+use std::{fs, io, net::IpAddr, os::unix::fs::PermissionsExt, path::Path};
 
 use nix::ifaddrs::getifaddrs;
 use portolan_gossip::Keyring;
@@ -18,10 +13,6 @@ pub trait Machine {
     fn host_name(&self) -> Option<String>;
     /// All its addresses, each with the name of the interface.
     fn addresses(&self) -> Vec<(String, IpAddr)>;
-    /// The resolvers that it uses.
-    fn resolvers(&self) -> Vec<SocketAddr>;
-    /// The addresses of a name.
-    fn lookup(&self, name: &str, port: u16) -> io::Result<Vec<SocketAddr>>;
     /// The text of a file, and its permission bits.
     fn read(&self, file: &Path) -> io::Result<(String, u32)>;
 }
@@ -55,29 +46,10 @@ impl Machine for ThisMachine {
         addresses
     }
 
-    fn resolvers(&self) -> Vec<SocketAddr> {
-        let text = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
-        resolv_conf(&text)
-    }
-
-    fn lookup(&self, name: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
-        Ok((name, port).to_socket_addrs()?.collect())
-    }
-
     fn read(&self, file: &Path) -> io::Result<(String, u32)> {
         let mode = fs::metadata(file)?.permissions().mode();
         Ok((fs::read_to_string(file)?, mode))
     }
-}
-
-/// The `nameserver` lines of resolv.conf(5).
-fn resolv_conf(text: &str) -> Vec<SocketAddr> {
-    text.lines()
-        .filter_map(|line| line.trim().strip_prefix("nameserver"))
-        .filter(|rest| rest.starts_with(char::is_whitespace))
-        .filter_map(|rest| rest.split_whitespace().next()?.parse().ok())
-        .map(|ip| SocketAddr::new(ip, 53))
-        .collect()
 }
 
 /// Whether a file can serve as the key file.
@@ -139,17 +111,6 @@ pub(crate) fn is_foreign(interface: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn resolv_conf_gives_its_nameservers() {
-        let text = "# nameserver 1.1.1.1\nsearch lan\nnameserver 9.9.9.9 # quad\n nameserver ::1\n\
-                    nameserverx 8.8.8.8\nnameserver fe80::1%eth0\n";
-        let found = resolv_conf(text);
-        assert_eq!(
-            found,
-            ["9.9.9.9:53".parse().unwrap(), "[::1]:53".parse().unwrap()]
-        );
-    }
 
     #[test]
     fn this_machine_has_a_loopback_address() {

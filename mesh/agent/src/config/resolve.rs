@@ -50,7 +50,7 @@ impl Reader {
         let name = self.name(machine);
         let advertise = self.advertise(machine);
         let gossip_port = self.one(Key::GossipPort, 7946, value::port);
-        let join = self.join(machine, gossip_port.unwrap_or(7946));
+        let join = self.join(gossip_port.unwrap_or(7946));
         let key_file = self.one(Key::KeyFile, None, |text| {
             let file = value::path(text)?;
             check_key_file(machine, &file)?;
@@ -68,10 +68,7 @@ impl Reader {
         let data_path_port = self.one(Key::DataPathPort, 4789, value::port);
         let stacks = self.stacks(machine);
         let plane = self.one(Key::Plane, PlaneChoice::Auto, value::plane);
-        let dns_upstream = match self.many(Key::DnsUpstream, value::resolver) {
-            Some(given) if given.is_empty() => Some(machine.resolvers()),
-            given => given,
-        };
+        let dns_upstream = self.many(Key::DnsUpstream, value::resolver);
         let dns_port = self.one(Key::DnsPort, 53, value::port);
         let log_format = self.one(Key::LogFormat, LogFormat::Text, value::log_format);
         let log = self.one(Key::Log, "info".into(), value::log);
@@ -173,28 +170,15 @@ impl Reader {
         None
     }
 
-    fn join(&mut self, machine: &impl Machine, default_port: u16) -> Option<Vec<SocketAddr>> {
-        let seeds = self.many(Key::Join, |text| match value::seed(text, default_port)? {
-            Seed::Address(address) => Ok(vec![address]),
-            Seed::Name(name, port) => {
-                let remedy = format!("give an address, or make {name} known to the resolver");
-                match machine.lookup(&name, port) {
-                    Ok(found) if !found.is_empty() => Ok(found),
-                    Ok(_) => Err(Fault::new(format!("{name} has no address"), remedy)),
-                    Err(error) => Err(Fault::new(
-                        format!("{name} can not be resolved: {}", reason(&error)),
-                        remedy,
-                    )),
-                }
-            }
-        })?;
+    fn join(&mut self, default_port: u16) -> Option<Vec<Seed>> {
+        let mut seeds = self.many(Key::Join, |text| value::seed(text, default_port))?;
         let mut seen = Vec::new();
-        for seed in seeds.into_iter().flatten() {
-            if !seen.contains(&seed) {
-                seen.push(seed);
-            }
-        }
-        Some(seen)
+        seeds.retain(|seed| {
+            let new = !seen.contains(seed);
+            seen.push(seed.clone());
+            new
+        });
+        Some(seeds)
     }
 
     fn stacks(&mut self, machine: &impl Machine) -> Option<Vec<PathBuf>> {

@@ -1,11 +1,6 @@
 //! Three sources in, a configuration or all problems out.
 
-use std::{
-    collections::BTreeMap,
-    io,
-    net::{IpAddr, SocketAddr},
-    path::Path,
-};
+use std::{collections::BTreeMap, io, net::IpAddr, path::Path};
 
 use proptest::prelude::*;
 
@@ -44,17 +39,6 @@ impl Machine for Fake {
 
     fn addresses(&self) -> Vec<(String, IpAddr)> {
         self.addresses.clone()
-    }
-
-    fn resolvers(&self) -> Vec<SocketAddr> {
-        vec![([9, 9, 9, 9], 53).into()]
-    }
-
-    fn lookup(&self, name: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
-        match name {
-            "node2" => Ok(vec![([10, 0, 0, 2], port).into()]),
-            _ => Err(io::Error::other("no such name")),
-        }
     }
 
     fn read(&self, file: &Path) -> io::Result<(String, u32)> {
@@ -110,7 +94,10 @@ fn an_address_and_a_key_are_enough() {
     assert_eq!(config.name, "host1");
     assert_eq!(config.advertise, IpAddr::from([10, 0, 0, 5]));
     assert_eq!(config.gossip_port, 7946);
-    assert_eq!(config.dns_upstream, [SocketAddr::from(([9, 9, 9, 9], 53))]);
+    assert!(
+        config.dns_upstream.is_empty(),
+        "resolv.conf is read when it is needed"
+    );
     assert_eq!(config.socket, Path::new(DEFAULT_SOCKET));
 }
 
@@ -130,7 +117,10 @@ fn flags_go_over_the_environment_and_that_over_the_file() {
         ("flag", "env")
     );
     assert_eq!(config.log, "warn", "an empty variable is none");
-    let join: Vec<SocketAddr> = vec![([10, 0, 0, 3], 7946).into(), ([10, 0, 0, 2], 99).into()];
+    let join = [
+        Seed::Address(([10, 0, 0, 3], 7946).into()),
+        Seed::Name("node2".into(), 99),
+    ];
     assert_eq!(config.join, join, "a list replaces a list");
 }
 
@@ -138,11 +128,15 @@ fn flags_go_over_the_environment_and_that_over_the_file() {
 fn members_take_the_gossip_port_unless_they_have_their_own() {
     let toml = "key_file = '/key'\ngossip_port = 99\njoin = ['fd00::1', '[fd00::2]', '[fd00::3]:1', 'node2', '10.0.0.2:99']";
     let config = from(toml, &[], &[]).expect("it is sound");
-    let shown: Vec<_> = config.join.iter().map(ToString::to_string).collect();
-    assert_eq!(
-        shown,
-        ["[fd00::1]:99", "[fd00::2]:99", "[fd00::3]:1", "10.0.0.2:99"]
-    );
+    let address = |text: &str| Seed::Address(text.parse().expect("an address"));
+    let expected = [
+        address("[fd00::1]:99"),
+        address("[fd00::2]:99"),
+        address("[fd00::3]:1"),
+        Seed::Name("node2".into(), 99),
+        address("10.0.0.2:99"),
+    ];
+    assert_eq!(config.join, expected);
 }
 
 #[test]
@@ -163,8 +157,6 @@ fn all_problems_come_at_once_each_with_its_place_and_remedy() {
             "p.toml:3: gossip_port: '70000' is no port; give a number of 1 to 65535",
             "p.toml:6: join: '10.0.0.1:x' is no member; give an address or a name, with a port if it is \
              another one: 10.0.0.5, node2:7946",
-            "p.toml:7: join: nowhere can not be resolved: no such name; give an address, or make nowhere \
-             known to the resolver",
             "PORTOLAN_HTTP: '127.0.0.1' is no address with a port; add the port: 127.0.0.1:7947",
             "p.toml:9: plane: this build has no fast path; give auto or relay, which forward in userspace",
             "--log: 'inof' is no log level; did you mean info?",

@@ -93,12 +93,12 @@ pub(crate) fn resolver(text: &str) -> Parsed<SocketAddr> {
     })
 }
 
-/// A member to join by, as it was written.
+/// A member to join by.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Seed {
+pub enum Seed {
     /// Its address.
     Address(SocketAddr),
-    /// Its name, still to be looked up.
+    /// Its name and port; the name is looked up when the agent runs, and again until it resolves.
     Name(String, u16),
 }
 

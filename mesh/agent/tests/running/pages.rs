@@ -6,6 +6,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use portolan_agent::config::Seed;
 use portolan_testbed::wait_until;
 use serde_json::Value;
 
@@ -76,7 +77,7 @@ fn nothing_can_be_changed_and_no_client_takes_too_much() -> Result<()> {
 fn a_node_that_waits_says_for_what() -> Result<()> {
     let agent = Agent::start_with(|_, config| {
         // Nobody is there: gossip waits a while before it goes on alone.
-        config.join = vec![([10, 77, 0, 99], 7946).into()];
+        config.join = vec![Seed::Address(([10, 77, 0, 99], 7946).into())];
         Ok(())
     })?;
     wait_until(PATIENCE, "it says what it waits for", || {

@@ -212,6 +212,10 @@ impl Facts {
 
     /// Where a task may ask for names; any of its networks will do, and one of its own is the safer one.
     fn resolver(&self, view: &TaskView) -> Option<Ipv4Addr> {
+        // A resolv.conf has no word for another port.
+        if self.config.dns_port != 53 {
+            return None;
+        }
         let attached = view.task.endpoints.iter().filter(|e| e.mac.is_some());
         let (ingress, own): (Vec<_>, Vec<_>) =
             attached.partition(|e| e.network.as_str() == INGRESS_NETWORK);
