@@ -59,6 +59,9 @@ pub(crate) struct Part {
 /// The bytes that the head of a group of deltas takes at most.
 pub(crate) const GROUP_HEAD: usize = 16 + 8 + 2;
 
+/// The least bytes that a change takes: the deletion of an empty key by small numbers.
+const LEAST_CHANGE: usize = 1 + 1 + 1 + 1;
+
 /// The bytes that a change takes at most.
 pub(crate) fn change_size(change: &Change) -> usize {
     10 + 10 + 1 + 2 + change.key.len() + change.value.as_ref().map_or(0, |value| 2 + value.len())
@@ -77,7 +80,7 @@ pub(crate) fn put_group(buf: &mut impl BufMut, owner: NodeId, boot: u64, changes
 pub(crate) fn get_group(buf: &mut impl Buf, into: &mut Vec<Delta>) -> Result<()> {
     let owner = get_node(buf)?;
     let boot = get_u64(buf)?;
-    let count = get_count(buf, 5, "deltas")?;
+    let count = get_count(buf, LEAST_CHANGE, "deltas")?;
     for _ in 0..count {
         let change = get_change(buf)?;
         into.push(Delta {
@@ -169,7 +172,7 @@ pub(crate) fn get_part(buf: &mut impl Buf) -> Result<Part> {
     let base = get_varint(buf)?;
     let contig = get_varint(buf)?;
     let floor = get_varint(buf)?;
-    let count = get_count(buf, 5, "changes")?;
+    let count = get_count(buf, LEAST_CHANGE, "changes")?;
     let mut changes = Vec::with_capacity(count);
     let mut last = base;
     for _ in 0..count {
