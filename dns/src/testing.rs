@@ -63,6 +63,7 @@ impl World {
             underlay: Ipv4Addr::new(192, 0, 2, 1).into(),
             state: portolan_model::NodeState::Up,
             version: String::new(),
+            fast_path: false,
         }));
         self
     }

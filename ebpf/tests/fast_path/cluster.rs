@@ -164,6 +164,7 @@ impl Cluster {
                 underlay: node.ipv4().into(),
                 state: NodeState::Up,
                 version: String::new(),
+                fast_path: false,
             };
             world.nodes.insert(id(at + 1), Arc::new(record));
             let prefix = format!("10.208.{}.0/24", at + 1).parse()?;

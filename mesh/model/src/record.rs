@@ -100,6 +100,11 @@ pub struct Node {
     #[n(3)]
     #[cbor(default)]
     pub version: String,
+    /// Its agent has the fast path's programs attached, so others may send it packets with clients' own
+    /// addresses.
+    #[n(4)]
+    #[cbor(default)]
+    pub fast_path: bool,
 }
 
 /// A network as declared. Of several declarations the one with the greatest `spec_version` counts.

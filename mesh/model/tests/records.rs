@@ -23,6 +23,7 @@ fn node(name: &str, state: NodeState) -> Record {
         underlay: Ipv4Addr::LOCALHOST.into(),
         state,
         version: "1".into(),
+        fast_path: false,
     })
 }
 
@@ -64,6 +65,24 @@ fn records_come_back_as_they_went() {
             record
         );
     }
+}
+
+#[test]
+fn a_node_of_a_version_that_knew_no_fast_path_has_none() {
+    let Record::Node(mut record) = node("n1", NodeState::Up) else {
+        unreachable!()
+    };
+    record.fast_path = true;
+    let new = Record::Node(record).encode().unwrap();
+    // An array of five, the fast path's word the last: the older version wrote four.
+    assert_eq!((new[0], new[new.len() - 1]), (0x85, 0xf5));
+    let mut old = new[..new.len() - 1].to_vec();
+    old[0] = 0x84;
+    let decoded = |value: &[u8]| match Record::decode(&RecordKey::Node, value).unwrap() {
+        Record::Node(node) => node.fast_path,
+        other => panic!("{other:?}"),
+    };
+    assert!(decoded(&new) && !decoded(&old));
 }
 
 #[test]

@@ -170,6 +170,7 @@ impl Node {
             underlay: self.identity.underlay,
             state,
             version: self.identity.version.clone(),
+            fast_path: false,
         });
         let attaches = self.state.slices.iter().map(|(network, held)| {
             Record::NetworkAttach(NetworkAttach {

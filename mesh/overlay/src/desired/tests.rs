@@ -32,6 +32,7 @@ fn world() -> Snapshot {
             underlay: underlay(n),
             state: NodeState::Up,
             version: String::new(),
+            fast_path: false,
         };
         world.nodes.insert(id(n), Arc::new(node));
     }

@@ -122,6 +122,7 @@ impl Cluster {
                     underlay: underlay(node, ipv6),
                     state: NodeState::Up,
                     version: String::new(),
+                    fast_path: false,
                 }),
             );
         }

@@ -32,6 +32,7 @@ impl World {
             underlay: Ipv4Addr::new(192, 0, 2, at).into(),
             state,
             version: "test".to_owned(),
+            fast_path: false,
         });
         let slice = attach("ingress", &format!("10.208.{at}.0/24"));
         self.nodes.push((name.to_owned(), vec![node, slice]));

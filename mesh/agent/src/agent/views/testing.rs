@@ -41,6 +41,7 @@ pub(super) fn node(name: &str, state: NodeState) -> Record {
         underlay: IpAddr::V4(Ipv4Addr::new(10, 77, 0, last)),
         state,
         version: "1.2.3".to_owned(),
+        fast_path: false,
     })
 }
 
