@@ -16,6 +16,7 @@ COUNTER(DROP_NO_RETURN, "drop_no_return", "dropped: a task's reply for which the
 COUNTER(DROP_GONE, "drop_gone", "dropped: a reply from a backend that is gone")
 COUNTER(DROP_COLLISION, "drop_collision", "dropped: the task has a live flow of the same addresses and ports through another node")
 COUNTER(DROP_NOT_MEMBER, "drop_not_member", "dropped: a tunnelled packet from an address that is no member's")
+COUNTER(DROP_MISDIRECTED, "drop_misdirected", "dropped: it came by a link of another network or task than its flow")
 COUNTER(DROP_FAILED, "drop_failed", "dropped: the kernel refused a change of the packet or of a map")
 COUNTER(MSS_CLAMPED, "mss_clamped", "a connection's segment size was lowered to what fits the tunnel")
 COUNTER(ICMP_TRANSLATED, "icmp_translated", "an ICMP error was translated and sent on")

@@ -8,8 +8,8 @@
 
 static __always_inline int forward(struct __sk_buff *skb, const struct packet *p, struct flow *f)
 {
-	struct node *self = this_node();
-	if (!self)
+	struct network *network = bpf_map_lookup_elem(&networks, &f->network);
+	if (!network)
 		return drop(DROP_FAILED);
 	book(skb, p, f);
 	book_backend(skb, f->backend, DESTINATION);
@@ -17,25 +17,26 @@ static __always_inline int forward(struct __sk_buff *skb, const struct packet *p
 		return drop(DROP_FAILED);
 	if (!f->node)
 		return hand_over(skb, f->ifindex, f->macs);
-	if (p->tcp & TCP_SYN && self->mss)
-		clamp(skb, self->mss);
-	return encapsulate(skb, self, f->node);
+	fit(skb, p, network);
+	return encapsulate(skb, network, f->node);
 }
 
 /* A task's packet to the client. */
 static __always_inline int give_back(struct __sk_buff *skb, const struct packet *p, struct flow *f)
 {
-	if (!is_current(f))
+	struct backend *backend = bpf_map_lookup_elem(&backends, &f->backend);
+	if (!backend || backend->generation != f->generation)
 		return drop(DROP_GONE);
+	struct network *network = bpf_map_lookup_elem(&networks, &f->network);
+	/* By another link it is not the task's. */
+	if (!network || skb->ifindex != (f->node ? network->ifindex : backend->ifindex))
+		return drop(DROP_MISDIRECTED);
 	book(skb, p, f);
 	book_backend(skb, f->backend, SOURCE);
 	if (rewrite(skb, p, f, SOURCE))
 		return drop(DROP_FAILED);
-	if (p->tcp & TCP_SYN && f->node) {
-		struct node *self = this_node();
-		if (self && self->mss)
-			clamp(skb, self->mss);
-	}
+	if (f->node)
+		fit(skb, p, network);
 	return bpf_redirect_neigh(f->ifindex, 0, 0, 0);
 }
 
@@ -114,13 +115,8 @@ int from_outside(struct __sk_buff *skb)
 	return p.what == SEGMENT ? first(skb, &p, stale) : TCX_NEXT;
 }
 
-static __always_inline int in_subnet(const struct node *self, __be32 ip)
-{
-	return (ip & self->mask) == self->subnet;
-}
-
 /* A packet that another node sends to a task of this one, for a client of its own. */
-static __always_inline int deliver(struct __sk_buff *skb, const struct packet *p, struct flow *f)
+static __always_inline int deliver(struct __sk_buff *skb, const struct packet *p, struct flow *f, __u32 network)
 {
 	struct bpf_tunnel_key key = {};
 	if (bpf_skb_get_tunnel_key(skb, &key, sizeof(key), 0))
@@ -132,6 +128,8 @@ static __always_inline int deliver(struct __sk_buff *skb, const struct packet *p
 	struct task *task = bpf_map_lookup_elem(&tasks, &p->tuple.daddr);
 	if (!task)
 		return TCX_NEXT;
+	if (task->network != network)
+		return drop(DROP_MISDIRECTED);
 	if (!bpf_map_lookup_elem(&peers, &key.remote_ipv4))
 		return drop(DROP_NOT_MEMBER);
 	__u64 now = bpf_ktime_get_coarse_ns();
@@ -139,11 +137,10 @@ static __always_inline int deliver(struct __sk_buff *skb, const struct packet *p
 	struct flow *old = bpf_map_lookup_elem(&flows, &way_back);
 	if (old && !(old->kind == FLOW_BACK && old->node == key.remote_ipv4) && !is_over(old, now))
 		return drop(DROP_COLLISION);
-	struct flow flow = {.created = now, .seen = now, .kind = FLOW_BACK, .node = key.remote_ipv4};
+	struct flow flow = {.created = now, .seen = now, .kind = FLOW_BACK, .node = key.remote_ipv4, .network = network, .ifindex = task->ifindex};
 	if (bpf_map_update_elem(&flows, &way_back, &flow, BPF_ANY))
 		return drop(DROP_FAILED);
 	flow.kind = FLOW_DELIVER;
-	flow.ifindex = task->ifindex;
 	__builtin_memcpy(flow.macs, task->macs, sizeof(flow.macs));
 	if (bpf_map_update_elem(&flows, &p->tuple, &flow, BPF_ANY))
 		return drop(DROP_FAILED);
@@ -161,14 +158,26 @@ int from_mesh(struct __sk_buff *skb)
 	if (f && f->kind == FLOW_RETURN && f->node)
 		return give_back(skb, &p, f);
 	if (f && f->kind == FLOW_DELIVER)
-		return deliver(skb, &p, f);
-	struct node *self = this_node();
+		return deliver(skb, &p, f, f->network);
+	__u32 id = network_of(skb->ifindex);
+	struct network *network = bpf_map_lookup_elem(&networks, &id);
 	/* Between addresses of the network the kernel routes. */
-	if (!self || p.what != SEGMENT || (in_subnet(self, p.tuple.saddr) && in_subnet(self, p.tuple.daddr)))
+	if (!id || !network || p.what != SEGMENT || (in_subnet(network, p.tuple.saddr) && in_subnet(network, p.tuple.daddr)))
 		return TCX_NEXT;
-	if (in_subnet(self, p.tuple.saddr))
+	if (in_subnet(network, p.tuple.saddr))
 		return drop(DROP_NO_RETURN);
-	return deliver(skb, &p, 0);
+	return deliver(skb, &p, 0, id);
+}
+
+/* A task's packet to the node that its client came to. */
+static __always_inline int send_back(struct __sk_buff *skb, const struct packet *p, struct flow *f)
+{
+	struct network *network = bpf_map_lookup_elem(&networks, &f->network);
+	if (!network || skb->ifindex != f->ifindex)
+		return drop(DROP_MISDIRECTED);
+	book(skb, p, f);
+	fit(skb, p, network);
+	return encapsulate(skb, network, f->node);
 }
 
 SEC("classifier")
@@ -179,19 +188,16 @@ int from_task(struct __sk_buff *skb)
 	if (p.what != SEGMENT && p.what != ICMP_ERROR)
 		return TCX_NEXT;
 	struct flow *f = bpf_map_lookup_elem(&flows, &p.tuple);
-	struct node *self = this_node();
-	if (!self)
-		return TCX_NEXT;
-	if (f && f->kind == FLOW_BACK) {
-		book(skb, &p, f);
-		if (p.tcp & TCP_SYN && self->mss)
-			clamp(skb, self->mss);
-		return encapsulate(skb, self, f->node);
-	}
+	if (f && f->kind == FLOW_BACK)
+		return send_back(skb, &p, f);
 	if (f && f->kind == FLOW_RETURN && !f->node)
 		return give_back(skb, &p, f);
+	__u32 id = network_of(skb->ifindex);
+	struct network *network = bpf_map_lookup_elem(&networks, &id);
 	/* What a task begins by itself, and what stays on the network or the node, is the kernel's. */
-	if (p.what != SEGMENT || is_syn(&p) || in_subnet(self, p.tuple.daddr) || bpf_map_lookup_elem(&own, &p.tuple.daddr))
+	if (!id || !network || p.what != SEGMENT || is_syn(&p) || in_subnet(network, p.tuple.daddr))
+		return TCX_NEXT;
+	if (bpf_map_lookup_elem(&own, &p.tuple.daddr))
 		return TCX_NEXT;
 	return drop(DROP_NO_BACK);
 }

@@ -65,6 +65,7 @@ static __always_inline struct flow *begin(struct __sk_buff *skb, const struct pa
 		.ip_delta = ip_delta(backend->ip, p->tuple.daddr),
 		.port_delta = port_delta(backend->port, p->tuple.dport),
 		.node = backend->node,
+		.network = backend->network,
 		.ifindex = skb->ifindex,
 		.backend = index,
 		.generation = backend->generation,

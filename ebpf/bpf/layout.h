@@ -35,10 +35,12 @@ struct flow {
 	__u32 ip_delta;	 /* what the new address changes in a checksum */
 	__u32 port_delta;
 	__u32 node;	 /* the other end of the tunnel, host order; 0 is none */
-	__u32 ifindex;	 /* the link to send by, where there is no tunnel */
+	__u32 network;	 /* the task's: its place in `networks` */
+	__u32 ifindex;	 /* the link to send by, where there is no tunnel; of FLOW_BACK, the task's own */
 	__u32 backend, generation;
 	__u8 macs[12];	 /* destination and source, towards a local task */
 	__u32 frontend;	 /* its id */
+	__u32 pad;
 };
 
 struct frontend_key {
@@ -48,7 +50,8 @@ struct frontend_key {
 };
 
 struct frontend {
-	__u32 id, generation, slots, pad;
+	__u32 id, generation, slots;
+	__u32 network; /* the only one that reaches it; 0 is every one, and the outside */
 };
 
 struct slot_key {
@@ -65,6 +68,7 @@ struct backend {
 	__u32 ifindex;
 	__u8 macs[12];
 	__u32 generation;
+	__u32 network, pad2;
 };
 
 struct backend_counters {
@@ -75,6 +79,7 @@ struct backend_counters {
 struct task {
 	__u32 ifindex; /* the node's end of its veth pair */
 	__u8 macs[12]; /* the task's, the gateway's */
+	__u32 network;
 };
 
 /* What the agent alone reads: after a restart it learns from these what is served. Text ends at the first zero. */
@@ -89,12 +94,14 @@ struct frontend_label {
 	__u8 service[64], name[128];
 };
 
-struct node {
-	__u32 mesh_ifindex; /* the network's VXLAN link; 0 is none */
+/* A network of this node. Its place in the array stays its own as long as the node is on it; place 0 is no one's. */
+struct network {
+	__u32 ifindex; /* its VXLAN link */
 	__u32 vni;
 	__be32 subnet, mask;
-	__u32 underlay; /* host order */
-	__u32 mss;	/* the largest segment that fits the tunnel; 0 is any */
+	__u32 underlay; /* this node's address there, host order */
+	__u32 mtu;	/* the largest packet that fits the tunnel */
+	__be32 gateway;
 };
 
 enum counter {
@@ -103,6 +110,7 @@ enum counter {
 #undef COUNTER
 };
 
+#define MAX_NETWORKS 1024
 #define MAX_FRONTENDS 65536
 #define MAX_BACKENDS 131072
 
@@ -125,7 +133,9 @@ enum counter {
 		__type(value, value_type);                                                                   \
 	} map_name SEC(".maps")
 
-MAP(BPF_MAP_TYPE_ARRAY, nodes, __u32, struct node, 1);
+MAP(BPF_MAP_TYPE_ARRAY, networks, __u32, struct network, MAX_NETWORKS);
+/* The network of each VXLAN link and of each task's link, by the link's index. */
+MAP(BPF_MAP_TYPE_HASH, links, __u32, __u32, 32768);
 MAP(BPF_MAP_TYPE_HASH, frontends, struct frontend_key, struct frontend, MAX_FRONTENDS);
 /* Tickets of round robin, by a frontend's id: apart from the frontend, as changing that would reset them. */
 MAP(BPF_MAP_TYPE_ARRAY, tickets, __u32, __u32, MAX_FRONTENDS);

@@ -9,6 +9,9 @@
 #define INNER_IP (L4 + 8)
 #define INNER_L4 (INNER_IP + 20)
 
+/* Bytes of IPv4 and TCP headers without options. */
+#define HEADERS 40
+
 #define TCP_FIN 1
 #define TCP_SYN 2
 #define TCP_RST 4
@@ -230,24 +233,37 @@ static __noinline int clamp(struct __sk_buff *skb, __u32 mss)
 	return 0;
 }
 
-static __always_inline struct node *this_node(void)
+/* The network that a link belongs to; 0 is none. */
+static __always_inline __u32 network_of(__u32 ifindex)
 {
-	__u32 key = 0;
-	return bpf_map_lookup_elem(&nodes, &key);
+	__u32 *network = bpf_map_lookup_elem(&links, &ifindex);
+	return network ? *network : 0;
 }
 
-/* Sends a packet through the tunnel. */
-static __always_inline int encapsulate(struct __sk_buff *skb, const struct node *self, __u32 node)
+static __always_inline int in_subnet(const struct network *network, __be32 ip)
+{
+	return (ip & network->mask) == network->subnet;
+}
+
+/* Lowers the segment size that a SYN or SYN-ACK offers to what fits the tunnel. */
+static __always_inline void fit(struct __sk_buff *skb, const struct packet *p, const struct network *network)
+{
+	if (p->tcp & TCP_SYN)
+		clamp(skb, network->mtu - HEADERS);
+}
+
+/* Sends a packet through a network's tunnel. */
+static __always_inline int encapsulate(struct __sk_buff *skb, const struct network *network, __u32 node)
 {
 	struct bpf_tunnel_key key = {
-		.tunnel_id = self->vni,
+		.tunnel_id = network->vni,
 		.remote_ipv4 = node,
-		.local_ipv4 = self->underlay,
+		.local_ipv4 = network->underlay,
 		.tunnel_ttl = 64,
 	};
 	if (bpf_skb_set_tunnel_key(skb, &key, sizeof(key), BPF_F_ZERO_CSUM_TX))
 		return drop(DROP_FAILED);
-	return bpf_redirect(self->mesh_ifindex, 0);
+	return bpf_redirect(network->ifindex, 0);
 }
 
 /* Hands a packet to a task of this node. */

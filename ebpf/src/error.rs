@@ -73,6 +73,14 @@ pub enum EbpfError {
         #[source]
         source: io::Error,
     },
+    /// A task's link is said to be of a network that is not among those told.
+    #[error("link {link} is of network {network}, which this node is not on")]
+    NoNetwork {
+        /// The task's link.
+        link: String,
+        /// The network.
+        network: String,
+    },
     /// A map could not be read or written.
     #[error("{0}")]
     Map(#[from] OpError),

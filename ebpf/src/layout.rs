@@ -60,11 +60,13 @@ layouts! {
         ip_delta: u32,
         port_delta: u32,
         node: u32,
+        network: u32,
         ifindex: u32,
         backend: u32,
         generation: u32,
         macs: [u8; 12],
         frontend: u32,
+        pad: u32,
     }
     /// A frontend's address; 0.0.0.0 is every address of the node.
     FrontendKey = "frontend_key" {
@@ -78,7 +80,7 @@ layouts! {
         id: u32,
         generation: u32,
         slots: u32,
-        pad: u32,
+        network: u32,
     }
     /// One turn of round robin.
     SlotKey = "slot_key" {
@@ -96,6 +98,8 @@ layouts! {
         ifindex: u32,
         macs: [u8; 12],
         generation: u32,
+        network: u32,
+        pad2: u32,
     }
     /// What a backend's flows have moved.
     BackendCounters = "backend_counters" {
@@ -108,6 +112,7 @@ layouts! {
     TaskValue = "task" {
         ifindex: u32,
         macs: [u8; 12],
+        network: u32,
     }
     /// What the agent has to know of a backend.
     BackendLabel = "backend_label" {
@@ -124,14 +129,15 @@ layouts! {
         service: [u8; 64],
         name: [u8; 128],
     }
-    /// This node.
-    NodeValue = "node" {
-        mesh_ifindex: u32,
+    /// A network of this node.
+    NetworkValue = "network" {
+        ifindex: u32,
         vni: u32,
         subnet: [u8; 4],
         mask: [u8; 4],
         underlay: u32,
-        mss: u32,
+        mtu: u32,
+        gateway: [u8; 4],
     }
 }
 

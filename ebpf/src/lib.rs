@@ -1,6 +1,6 @@
 //! The fast path: a plane that forwards packets in the kernel and keeps the client's address.
 //!
-//! Programs on the node's network cards, on the ingress network's VXLAN link and on the tasks' links rewrite and
+//! Programs on the node's network cards, on the VXLAN links of its networks and on the tasks' links rewrite and
 //! redirect packets (`bpf/fast_path.bpf.c` says how). [`EbpfPlane`] fills their maps: with what is to be served by
 //! way of `DataPlane`, and with what is around the node by [`EbpfPlane::surround`]. Programs and maps are pinned: they
 //! go on without an agent, and the next one adopts them.

@@ -9,7 +9,7 @@ use crate::{
     EbpfError,
     layout::{
         BackendCounters, BackendLabel, BackendValue, Flow, FrontendKey, FrontendLabel,
-        FrontendValue, NodeValue, SlotKey, TaskValue, Tuple,
+        FrontendValue, NetworkValue, SlotKey, TaskValue, Tuple,
     },
 };
 
@@ -17,7 +17,8 @@ pub(crate) type Hash<K, V> = HashMap<MapData, K, V>;
 
 /// All maps of the object.
 pub(crate) struct Maps {
-    pub(crate) nodes: Array<MapData, NodeValue>,
+    pub(crate) networks: Array<MapData, NetworkValue>,
+    pub(crate) links: Hash<u32, u32>,
     pub(crate) frontends: Hash<FrontendKey, FrontendValue>,
     pub(crate) slots: Hash<SlotKey, u32>,
     pub(crate) backends: Array<MapData, BackendValue>,
@@ -34,7 +35,8 @@ pub(crate) struct Maps {
 impl Maps {
     pub(crate) fn take(object: &mut Ebpf) -> Result<Self, EbpfError> {
         Ok(Self {
-            nodes: take(object, "nodes")?,
+            networks: take(object, "networks")?,
+            links: take(object, "links")?,
             frontends: take(object, "frontends")?,
             slots: take(object, "slots")?,
             backends: take(object, "backends")?,

@@ -1,6 +1,7 @@
 //! The plane itself: what it was told, written into the maps.
 
 mod adopt;
+mod around;
 #[cfg(test)]
 mod packets;
 mod served;
@@ -14,25 +15,21 @@ use std::{
     sync::Arc,
 };
 
-use aya::{Ebpf, EbpfLoader, maps::MapError, programs::SchedClassifier};
+use aya::{Ebpf, EbpfLoader, programs::SchedClassifier};
 use portolan_plane::{
-    Actual, Backend, DataPlane, Failure, FlowView, Frontend, Op, OpError, Plan, PlaneKind,
-    PlaneStats, Unavailable,
+    Actual, DataPlane, Failure, FlowView, Frontend, Op, OpError, Plan, PlaneKind, PlaneStats,
+    Unavailable,
 };
 
 use crate::{
     ABI, ABSENT, COUNTERS, Counter, EbpfError, OBJECT, Surroundings,
     error::Doing,
-    layout::{BackendValue, FLOW_DELIVER, NodeValue, TaskValue, host_order},
+    layout::BackendValue,
     links::{self, FROM_MESH, FROM_OUTSIDE, FROM_TASK},
     maps::{Hash, Maps},
     probe,
-    surroundings::TaskLink,
 };
 use served::Served;
-
-/// Bytes of IPv4 and TCP headers without options.
-const HEADERS: u32 = 40;
 
 /// The eBPF plane.
 pub struct EbpfPlane {
@@ -41,6 +38,8 @@ pub struct EbpfPlane {
     maps: Maps,
     surroundings: Surroundings,
     served: BTreeMap<Frontend, Served>,
+    /// The place of each network in the kernel's array, by VNI.
+    places: BTreeMap<u32, u32>,
     /// Places in the kernel's arrays that no frontend and no backend has.
     free_frontends: Free,
     free_backends: Free,
@@ -51,6 +50,8 @@ pub struct EbpfPlane {
 struct Place {
     /// The task's node, host order; 0 is this one.
     node: u32,
+    /// The network's place.
+    network: u32,
     ifindex: u32,
     macs: [u8; 12],
 }
@@ -59,6 +60,7 @@ impl Place {
     fn of(value: &BackendValue) -> Self {
         Self {
             node: value.node,
+            network: value.network,
             ifindex: value.ifindex,
             macs: value.macs,
         }
@@ -102,6 +104,7 @@ impl EbpfPlane {
             maps,
             surroundings: Surroundings::default(),
             served: BTreeMap::new(),
+            places: BTreeMap::new(),
             free_frontends: Free::default(),
             free_backends: Free::default(),
         };
@@ -130,17 +133,11 @@ impl EbpfPlane {
             }
         }
         let tasks = surroundings.tasks.values().map(|task| task.link.clone());
+        let meshes = surroundings.networks.values().map(|mesh| mesh.link.clone());
         let wanted = BTreeMap::from([
             (FROM_OUTSIDE, surroundings.outside.clone()),
-            (
-                FROM_MESH,
-                surroundings
-                    .mesh
-                    .iter()
-                    .map(|mesh| mesh.link.clone())
-                    .collect(),
-            ),
-            (FROM_TASK, tasks.collect::<BTreeSet<_>>()),
+            (FROM_MESH, meshes.collect()),
+            (FROM_TASK, tasks.collect()),
         ]);
         errors.extend(links::settle(&mut self.object, &self.pins, &wanted));
         if errors.is_empty() {
@@ -222,104 +219,6 @@ impl EbpfPlane {
         }
         first.and(fs::remove_dir(&dir).map_err(|source| EbpfError::Pins { path: dir, source }))
     }
-
-    /// Whether backends may now be elsewhere.
-    fn write_surroundings(&mut self) -> Result<bool, EbpfError> {
-        let around = &self.surroundings;
-        let mut errors = Vec::new();
-        let mut tasks = BTreeMap::new();
-        for (ip, task) in &around.tasks {
-            match links::index(&task.link) {
-                Ok(ifindex) => {
-                    tasks.insert(
-                        ip.octets(),
-                        TaskValue {
-                            ifindex,
-                            macs: macs(task),
-                        },
-                    );
-                }
-                Err(error) => errors.push(error),
-            }
-        }
-        let node = match &around.mesh {
-            None => NodeValue::default(),
-            Some(mesh) => {
-                let mask = u32::MAX
-                    .checked_shl(32 - u32::from(mesh.prefix.min(32)))
-                    .unwrap_or(0);
-                NodeValue {
-                    mesh_ifindex: links::index(&mesh.link)?,
-                    vni: mesh.vni,
-                    subnet: (host_order(mesh.subnet) & mask).to_be_bytes(),
-                    mask: mask.to_be_bytes(),
-                    underlay: host_order(mesh.underlay),
-                    mss: mesh.mtu.saturating_sub(HEADERS),
-                }
-            }
-        };
-        let before = self
-            .maps
-            .nodes
-            .get(&0, 0)
-            .doing(|| "read the node".into())?;
-        self.maps
-            .nodes
-            .set(0, node, 0)
-            .doing(|| "write the node".into())?;
-        let own = around.own.iter().map(|ip| (ip.octets(), 1)).collect();
-        fill(&mut self.maps.own, &own, "own addresses")?;
-        let peers = around.peers.values();
-        let peers = peers.map(|ip| (host_order(*ip), 1)).collect();
-        let mut moved = fill(&mut self.maps.peers, &peers, "members")?;
-        if fill(&mut self.maps.tasks, &tasks, "tasks")? {
-            self.forget_deliveries(&tasks)?;
-            moved = true;
-        }
-        errors.pop().map_or(Ok(moved || before != node), Err)
-    }
-
-    /// Forgets the way to tasks that are gone, so that the next packet for a new one of the same address finds it.
-    fn forget_deliveries(&mut self, tasks: &BTreeMap<[u8; 4], TaskValue>) -> Result<(), OpError> {
-        // An entry that vanishes while it is read was forgotten by the kernel.
-        let flows = self.maps.flows.iter().flatten();
-        let stale: Vec<_> = flows
-            .filter(|(tuple, flow)| {
-                let task = tasks.get(&tuple.daddr);
-                flow.kind == FLOW_DELIVER && task.is_none_or(|task| task.ifindex != flow.ifindex)
-            })
-            .map(|(tuple, _)| tuple)
-            .collect();
-        for tuple in stale {
-            match self.maps.flows.remove(&tuple) {
-                Err(MapError::KeyNotFound) => {}
-                done => done.doing(|| "forget a flow to a task that is gone".into())?,
-            }
-        }
-        Ok(())
-    }
-
-    /// Where a backend is, if the fast path reaches it.
-    fn place(&self, backend: &Backend) -> Option<Place> {
-        let IpAddr::V4(ip) = backend.ip else {
-            return None;
-        };
-        if backend.local {
-            let task = self.surroundings.tasks.get(&ip)?;
-            return Some(Place {
-                node: 0,
-                ifindex: links::index(&task.link).ok()?,
-                macs: macs(task),
-            });
-        }
-        self.surroundings.mesh.as_ref()?;
-        let node = host_order(*self.surroundings.peers.get(&backend.node)?);
-        Some(Place {
-            node,
-            ifindex: 0,
-            macs: [0; 12],
-        })
-    }
 }
 
 impl DataPlane for EbpfPlane {
@@ -360,37 +259,6 @@ impl DataPlane for EbpfPlane {
     fn flows(&self, limit: usize) -> Vec<FlowView> {
         self.live_flows().take(limit).collect()
     }
-}
-
-fn macs(task: &TaskLink) -> [u8; 12] {
-    let mut macs = [0; 12];
-    let both = task.mac.0.iter().chain(&task.gateway_mac.0);
-    for (to, byte) in macs.iter_mut().zip(both) {
-        *to = *byte;
-    }
-    macs
-}
-
-/// Makes a map hold just this, the additions first; tells whether that changed anything.
-fn fill<K: aya::Pod + Ord, V: aya::Pod + PartialEq>(
-    map: &mut Hash<K, V>,
-    wanted: &BTreeMap<K, V>,
-    what: &str,
-) -> Result<bool, OpError> {
-    let present = read(map, what)?;
-    let mut changed = false;
-    for (key, value) in wanted {
-        if present.get(key) != Some(value) {
-            map.insert(key, value, 0)
-                .doing(|| format!("write {what}"))?;
-            changed = true;
-        }
-    }
-    for key in present.keys().filter(|key| !wanted.contains_key(key)) {
-        map.remove(key).doing(|| format!("remove from {what}"))?;
-        changed = true;
-    }
-    Ok(changed)
 }
 
 /// All that a map holds.

@@ -5,13 +5,14 @@ use std::{
     net::Ipv4Addr,
 };
 
-use portolan_model::{MacAddress, NodeId};
+use portolan_model::{MacAddress, NetworkName, NodeId};
 
 /// The node and the cluster as the fast path has to know them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Surroundings {
-    /// The ingress network; without it only tasks of this node are reached.
-    pub mesh: Option<Mesh>,
+    /// The networks that this node is on, the ingress network among them. Their subnets do not overlap. Without
+    /// any, no task is reached.
+    pub networks: BTreeMap<NetworkName, Mesh>,
     /// The links by which clients come.
     pub outside: BTreeSet<String>,
     /// The node's own addresses, those of its overlay included.
@@ -19,11 +20,18 @@ pub struct Surroundings {
     /// The other nodes that have the fast path, with their underlay addresses. A frontend with a backend on any
     /// other node is left to the relay.
     pub peers: BTreeMap<NodeId, Ipv4Addr>,
-    /// The tasks of this node on the ingress network, by address.
+    /// The tasks of this node on these networks, by address.
     pub tasks: BTreeMap<Ipv4Addr, TaskLink>,
 }
 
-/// The ingress network on this node.
+impl Surroundings {
+    /// The network that an address belongs to.
+    pub(crate) fn network_of(&self, ip: Ipv4Addr) -> Option<(&NetworkName, &Mesh)> {
+        self.networks.iter().find(|(_, mesh)| mesh.contains(ip))
+    }
+}
+
+/// A network on this node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mesh {
     /// Its VXLAN link, `external`: the programs name the other end.
@@ -34,15 +42,31 @@ pub struct Mesh {
     pub subnet: Ipv4Addr,
     /// The length of the subnet's prefix, at most 32.
     pub prefix: u8,
+    /// This node's gateway address on it.
+    pub gateway: Ipv4Addr,
     /// This node's underlay address.
     pub underlay: Ipv4Addr,
     /// The largest packet that fits the tunnel, in bytes.
     pub mtu: u32,
 }
 
+impl Mesh {
+    pub(crate) fn mask(&self) -> u32 {
+        u32::MAX
+            .checked_shl(32 - u32::from(self.prefix.min(32)))
+            .unwrap_or(0)
+    }
+
+    fn contains(&self, ip: Ipv4Addr) -> bool {
+        (ip.to_bits() ^ self.subnet.to_bits()) & self.mask() == 0
+    }
+}
+
 /// A task's link.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TaskLink {
+    /// The network; one that is not among the surroundings' networks is an error.
+    pub network: NetworkName,
     /// The node's end of the veth pair.
     pub link: String,
     /// The task's Ethernet address.

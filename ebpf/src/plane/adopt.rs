@@ -21,6 +21,7 @@ impl EbpfPlane {
     /// Takes over the frontends in the maps. Of a policy nothing is in the kernel: it is read as the plain one, so
     /// that the reconciler writes the frontend again where it is not, with all flows kept.
     pub(super) fn adopt(&mut self) -> Result<(), OpError> {
+        self.adopt_networks()?;
         let labels = read(&self.maps.backend_labels, "the backends' labels")?;
         for (key, value) in read(&self.maps.frontends, "the frontends")? {
             let Some(served) = self.read_frontend(key, value, &labels)? else {

@@ -126,7 +126,7 @@ impl EbpfPlane {
                 id,
                 generation,
                 slots: slots.len() as u32,
-                pad: 0,
+                network: 0,
             };
             self.maps
                 .frontends
@@ -210,6 +210,7 @@ impl EbpfPlane {
             ip: ip.octets(),
             port: backend.port.to_be_bytes(),
             node: place.node,
+            network: place.network,
             ifindex: place.ifindex,
             macs: place.macs,
             ..before
@@ -347,6 +348,6 @@ fn common(a: u16, b: u16) -> u16 {
     if b == 0 { a } else { common(b, a % b) }
 }
 
-fn full(what: &str) -> OpError {
+pub(super) fn full(what: &str) -> OpError {
     OpError::Unsupported(format!("the fast path's table of {what} is full"))
 }

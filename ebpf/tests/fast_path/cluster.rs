@@ -211,19 +211,22 @@ impl Cluster {
             .filter(|(m, _)| *m != n)
             .map(|(m, node)| (id(m), node.ipv4()))
             .collect();
+        let gateway = format!("10.208.{n}.0").parse()?;
         let outside = BTreeSet::from([self.nodes[n - 1].underlay().to_owned()]);
         self.threads[n - 1].run(move |inside| {
             let failures = inside.overlay.reconcile(&snapshot);
             ensure!(failures.is_empty(), "{failures:#?}");
+            let mesh = Mesh {
+                link: format!("ptvx{}", network.vni),
+                vni: network.vni,
+                subnet: network.subnet.ip(),
+                prefix: network.subnet.prefix(),
+                gateway,
+                underlay,
+                mtu: inside.overlay.mtu(),
+            };
             inside.surroundings = Surroundings {
-                mesh: Some(Mesh {
-                    link: format!("ptvx{}", network.vni),
-                    vni: network.vni,
-                    subnet: network.subnet.ip(),
-                    prefix: network.subnet.prefix(),
-                    underlay,
-                    mtu: inside.overlay.mtu(),
-                }),
+                networks: BTreeMap::from([(network.name, mesh)]),
                 outside,
                 own: BTreeSet::from([underlay]),
                 peers,
@@ -290,6 +293,7 @@ impl Cluster {
             *to = u8::from_str_radix(hex, 16)?;
         }
         let entry = TaskLink {
+            network: network.name,
             link,
             mac: MacAddress::of_address(ip),
             gateway_mac: MacAddress(octets),

@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 
 use anyhow::Result;
 use portolan_ebpf::TaskLink;
-use portolan_model::MacAddress;
+use portolan_model::{MacAddress, claims};
 use portolan_plane::contract;
 
 use crate::cluster::Cluster;
@@ -17,6 +17,7 @@ fn the_fast_path_keeps_the_contract() -> Result<()> {
     let mac = MacAddress([2, 0, 0, 0, 0, 1]);
     cluster.threads[0].run(move |inside| {
         let task = TaskLink {
+            network: claims::ingress_network().name,
             link: "lo".into(),
             mac,
             gateway_mac: mac,

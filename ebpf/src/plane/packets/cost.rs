@@ -61,6 +61,7 @@ fn there_and_back(
             ip_delta: delta(from, to),
             port_delta: ports(from, to),
             node: 1,
+            network: 1,
             ifindex: 1,
             // A place that no backend has, and so of generation 0, as the flow is.
             backend: 9,
@@ -124,6 +125,8 @@ fn what_a_packet_costs() {
             Flow {
                 kind: 4,
                 node: 1,
+                network: 1,
+                ifindex: 1,
                 ..Flow::default()
             },
         );

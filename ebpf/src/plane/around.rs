@@ -1,0 +1,206 @@
+//! What is around the node, written into the maps.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use aya::maps::MapError;
+use portolan_plane::{Backend, OpError};
+
+use super::{EbpfPlane, Place, read};
+use crate::{
+    EbpfError, Surroundings, TaskLink,
+    error::Doing,
+    layout::{FLOW_DELIVER, NetworkValue, TaskValue, host_order},
+    links,
+    maps::Hash,
+};
+
+/// `MAX_NETWORKS` of `bpf/layout.h`.
+const MAX_NETWORKS: u32 = 1024;
+
+impl EbpfPlane {
+    /// Whether backends may now be elsewhere.
+    pub(super) fn write_surroundings(&mut self) -> Result<bool, EbpfError> {
+        let around = self.surroundings.clone();
+        let mut errors = Vec::new();
+        let mut moved = self.write_networks(&around, &mut errors)?;
+        let own = around.own.iter().map(|ip| (ip.octets(), 1)).collect();
+        fill(&mut self.maps.own, &own, "own addresses")?;
+        let peers = around.peers.values();
+        let peers = peers.map(|ip| (host_order(*ip), 1)).collect();
+        moved |= fill(&mut self.maps.peers, &peers, "members")?;
+
+        let mut links = BTreeMap::new();
+        for mesh in around.networks.values() {
+            if let (Ok(link), Some(place)) = (links::index(&mesh.link), self.places.get(&mesh.vni))
+            {
+                links.insert(link, *place);
+            }
+        }
+        let mut tasks = BTreeMap::new();
+        for (ip, task) in &around.tasks {
+            match self.task(task) {
+                Ok(value) => {
+                    links.insert(value.ifindex, value.network);
+                    tasks.insert(ip.octets(), value);
+                }
+                Err(error) => errors.push(error),
+            }
+        }
+        fill(&mut self.maps.links, &links, "links")?;
+        if fill(&mut self.maps.tasks, &tasks, "tasks")? {
+            self.forget_deliveries(&tasks)?;
+            moved = true;
+        }
+        errors.pop().map_or(Ok(moved), Err)
+    }
+
+    /// Gives each network its place, the one that it has if there is one.
+    fn write_networks(
+        &mut self,
+        around: &Surroundings,
+        errors: &mut Vec<EbpfError>,
+    ) -> Result<bool, OpError> {
+        let mut moved = false;
+        let gone = self.places.clone().into_iter();
+        for (vni, place) in gone.filter(|(vni, _)| around.networks.values().all(|m| m.vni != *vni))
+        {
+            self.write_network(place, NetworkValue::default())?;
+            self.places.remove(&vni);
+            moved = true;
+        }
+        for mesh in around.networks.values() {
+            let ifindex = match links::index(&mesh.link) {
+                Ok(ifindex) => ifindex,
+                Err(error) => {
+                    errors.push(error);
+                    continue;
+                }
+            };
+            let value = NetworkValue {
+                ifindex,
+                vni: mesh.vni,
+                subnet: (host_order(mesh.subnet) & mesh.mask()).to_be_bytes(),
+                mask: mesh.mask().to_be_bytes(),
+                underlay: host_order(mesh.underlay),
+                mtu: mesh.mtu,
+                gateway: mesh.gateway.octets(),
+            };
+            let free = || (1..MAX_NETWORKS).find(|n| self.places.values().all(|place| place != n));
+            let place = self.places.get(&mesh.vni).copied().or_else(free);
+            let place = place.ok_or_else(|| super::served::full("networks"))?;
+            moved |= self.write_network(place, value)?;
+            self.places.insert(mesh.vni, place);
+        }
+        Ok(moved)
+    }
+
+    fn write_network(&mut self, place: u32, value: NetworkValue) -> Result<bool, OpError> {
+        let networks = &mut self.maps.networks;
+        let before = networks.get(&place, 0).doing(|| "read a network".into())?;
+        if before != value {
+            networks
+                .set(place, value, 0)
+                .doing(|| format!("write network {}", value.vni))?;
+        }
+        Ok(before != value)
+    }
+
+    /// Finds the places that an earlier agent gave.
+    pub(super) fn adopt_networks(&mut self) -> Result<(), OpError> {
+        for (place, network) in (0..).zip(self.maps.networks.iter()) {
+            let network = network.doing(|| "read the networks".into())?;
+            if network.vni != 0 {
+                self.places.insert(network.vni, place);
+            }
+        }
+        Ok(())
+    }
+
+    fn task(&self, task: &TaskLink) -> Result<TaskValue, EbpfError> {
+        let ifindex = links::index(&task.link)?;
+        let mesh = self.surroundings.networks.get(&task.network);
+        let network = mesh.and_then(|mesh| self.places.get(&mesh.vni)).copied();
+        Ok(TaskValue {
+            ifindex,
+            macs: macs(task),
+            network: network.ok_or_else(|| EbpfError::NoNetwork {
+                link: task.link.clone(),
+                network: task.network.to_string(),
+            })?,
+        })
+    }
+
+    /// Forgets the way to tasks that are gone, so that the next packet for a new one of the same address finds it.
+    fn forget_deliveries(&mut self, tasks: &BTreeMap<[u8; 4], TaskValue>) -> Result<(), OpError> {
+        // An entry that vanishes while it is read was forgotten by the kernel.
+        let flows = self.maps.flows.iter().flatten();
+        let stale: Vec<_> = flows
+            .filter(|(tuple, flow)| {
+                let task = tasks.get(&tuple.daddr);
+                flow.kind == FLOW_DELIVER && task.is_none_or(|task| task.ifindex != flow.ifindex)
+            })
+            .map(|(tuple, _)| tuple)
+            .collect();
+        for tuple in stale {
+            match self.maps.flows.remove(&tuple) {
+                Err(MapError::KeyNotFound) => {}
+                done => done.doing(|| "forget a flow to a task that is gone".into())?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Where a backend is, if the fast path reaches it.
+    pub(super) fn place(&self, backend: &Backend) -> Option<Place> {
+        let IpAddr::V4(ip) = backend.ip else {
+            return None;
+        };
+        if backend.local {
+            let task = self.task(self.surroundings.tasks.get(&ip)?).ok()?;
+            return Some(Place {
+                node: 0,
+                network: task.network,
+                ifindex: task.ifindex,
+                macs: task.macs,
+            });
+        }
+        let (_, mesh) = self.surroundings.network_of(ip)?;
+        Some(Place {
+            node: host_order(*self.surroundings.peers.get(&backend.node)?),
+            network: *self.places.get(&mesh.vni)?,
+            ifindex: 0,
+            macs: [0; 12],
+        })
+    }
+}
+
+fn macs(task: &TaskLink) -> [u8; 12] {
+    let mut macs = [0; 12];
+    let both = task.mac.0.iter().chain(&task.gateway_mac.0);
+    for (to, byte) in macs.iter_mut().zip(both) {
+        *to = *byte;
+    }
+    macs
+}
+
+/// Makes a map hold just this, the additions first; tells whether that changed anything.
+fn fill<K: aya::Pod + Ord, V: aya::Pod + PartialEq>(
+    map: &mut Hash<K, V>,
+    wanted: &BTreeMap<K, V>,
+    what: &str,
+) -> Result<bool, OpError> {
+    let present = read(map, what)?;
+    let mut changed = false;
+    for (key, value) in wanted {
+        if present.get(key) != Some(value) {
+            map.insert(key, value, 0)
+                .doing(|| format!("write {what}"))?;
+            changed = true;
+        }
+    }
+    for key in present.keys().filter(|key| !wanted.contains_key(key)) {
+        map.remove(key).doing(|| format!("remove from {what}"))?;
+        changed = true;
+    }
+    Ok(changed)
+}
