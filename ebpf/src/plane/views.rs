@@ -8,7 +8,9 @@ use std::{
 
 use aya::maps::PerCpuValues;
 use portolan_model::TaskId;
-use portolan_plane::{BackendStats, FlowView, Frontend, FrontendStats, OpError, PlaneStats};
+use portolan_plane::{
+    BackendStats, FlowView, Frontend, FrontendStats, OpError, PlaneKind, PlaneStats,
+};
 use rustix::time::{ClockId, clock_gettime};
 
 use super::EbpfPlane;
@@ -119,6 +121,9 @@ impl EbpfPlane {
                 age: now.saturating_sub(Duration::from_nanos(flow.created)),
                 bytes_in: flow.bytes,
                 bytes_out: back.bytes,
+                packets_in: Some(flow.packets),
+                packets_out: Some(back.packets),
+                plane: PlaneKind::Ebpf,
             })
         })
     }

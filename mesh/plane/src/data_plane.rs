@@ -124,6 +124,12 @@ pub struct FlowView {
     pub bytes_in: u64,
     /// Bytes to the client.
     pub bytes_out: u64,
+    /// Packets from the client; `None` where the plane sees bytes only.
+    pub packets_in: Option<u64>,
+    /// Packets to the client.
+    pub packets_out: Option<u64>,
+    /// The plane that carries it.
+    pub plane: PlaneKind,
 }
 
 /// Something that forwards packets or bytes from frontends to backends. Synchronous, idempotent, and free

@@ -11,7 +11,7 @@ use std::{
 };
 
 use dashmap::DashMap;
-use portolan_plane::FlowView;
+use portolan_plane::{FlowView, PlaneKind};
 
 use crate::served::{Reserved, Served};
 
@@ -61,6 +61,9 @@ impl Flow {
             age: self.begun.elapsed(),
             bytes_in: self.bytes_in.load(Ordering::Relaxed),
             bytes_out: self.bytes_out.load(Ordering::Relaxed),
+            packets_in: None,
+            packets_out: None,
+            plane: PlaneKind::Relay,
         }
     }
 }

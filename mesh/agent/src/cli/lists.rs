@@ -216,7 +216,7 @@ mod tests {
     use std::time::Duration;
 
     use portolan_model::{NetworkName, Protocol};
-    use portolan_plane::{FlowView, Frontend, FrontendAddress};
+    use portolan_plane::{FlowView, Frontend, FrontendAddress, PlaneKind};
 
     use super::*;
 
@@ -233,6 +233,9 @@ mod tests {
             age: Duration::from_secs(5),
             bytes_in: 10,
             bytes_out: 2000,
+            packets_in: None,
+            packets_out: None,
+            plane: PlaneKind::Relay,
         })
         .unwrap()
     }
