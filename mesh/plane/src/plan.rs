@@ -37,19 +37,23 @@ impl Plan {
     /// What turns `actual` into what the snapshot asks for. From a snapshot that is not synced nothing is
     /// concluded from absence: frontends and backends are added and changed, and none is removed.
     pub fn new(snapshot: &Snapshot, actual: &Actual) -> Self {
-        let desired = frontends(snapshot);
+        Self::towards(&frontends(snapshot), snapshot.synced, actual)
+    }
+
+    /// What turns `actual` into `desired`, which is all that is known, or just all that is known yet.
+    pub(crate) fn towards(desired: &Actual, synced: bool, actual: &Actual) -> Self {
         let changed = desired
             .iter()
             .filter_map(|(frontend, spec)| match actual.get(frontend) {
                 Some(present) if present == spec => None,
-                Some(present) if !snapshot.synced => {
+                Some(present) if !synced => {
                     let merged = with_backends_of(spec, present);
                     (merged != **present).then(|| Op::Upsert(Arc::new(merged)))
                 }
                 _ => Some(Op::Upsert(Arc::clone(spec))),
             });
         let mut ops: Vec<Op> = changed.collect();
-        if snapshot.synced {
+        if synced {
             let gone = actual
                 .keys()
                 .filter(|frontend| !desired.contains_key(frontend));

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use portolan_model::Snapshot;
 
-use crate::{DataPlane, Frontend, Plan};
+use crate::{Actual, DataPlane, Frontend, Op, OpError, Plan, frontends};
 
 /// The first wait after a failure.
 const FIRST_RETRY: Duration = Duration::from_millis(200);
@@ -18,6 +18,8 @@ pub struct Standing {
     pub served: usize,
     /// What failed, by frontend, in words with their cause. They are tried again.
     pub failures: BTreeMap<Frontend, String>,
+    /// What the plane does not carry, by frontend, and why. It is asked again, as it may come to.
+    pub unsupported: BTreeMap<Frontend, String>,
     /// Set if the plane could not even be read.
     pub unreadable: Option<String>,
     /// Operations that failed since the start.
@@ -30,25 +32,48 @@ pub struct Standing {
 #[derive(Debug)]
 pub struct Reconciler<P> {
     plane: P,
-    snapshot: Arc<Snapshot>,
+    desired: Arc<Actual>,
+    /// Whether that is all there is, or only all that is known yet.
+    synced: bool,
     retry: Option<Duration>,
     standing: Standing,
+    /// What the plane served after the last step.
+    present: Actual,
 }
 
 impl<P: DataPlane> Reconciler<P> {
     /// A reconciler that has not seen a snapshot yet.
-    pub fn new(plane: P, snapshot: Arc<Snapshot>) -> Self {
+    pub fn new(plane: P, snapshot: &Snapshot) -> Self {
+        let mut reconciler = Self::idle(plane);
+        reconciler.aim(Arc::new(frontends(snapshot)), snapshot.synced);
+        reconciler
+    }
+
+    /// A reconciler that was not told yet what is asked for.
+    pub(crate) fn idle(plane: P) -> Self {
         Self {
             plane,
-            snapshot,
+            desired: Arc::default(),
+            synced: false,
             retry: None,
             standing: Standing::default(),
+            present: Actual::new(),
         }
     }
 
     /// The plane.
     pub const fn plane(&self) -> &P {
         &self.plane
+    }
+
+    /// The plane, for what is not told by plans.
+    pub const fn plane_mut(&mut self) -> &mut P {
+        &mut self.plane
+    }
+
+    /// The plane alone again.
+    pub fn into_plane(self) -> P {
+        self.plane
     }
 
     /// How the plane stood after the last step.
@@ -58,10 +83,25 @@ impl<P: DataPlane> Reconciler<P> {
 
     /// Takes a new snapshot as what is asked for. Returns after how long [`Self::step`] is to be called
     /// even if no other snapshot comes; `None` is not at all.
-    pub fn update(&mut self, snapshot: Arc<Snapshot>) -> Option<Duration> {
-        self.snapshot = snapshot;
-        self.retry = None;
+    pub fn update(&mut self, snapshot: &Snapshot) -> Option<Duration> {
+        self.aim(Arc::new(frontends(snapshot)), snapshot.synced);
+        self.begin_again();
         self.step()
+    }
+
+    /// Whether the plane served a frontend after the last step, be it as it was before.
+    pub(crate) fn serves(&self, frontend: &Frontend) -> bool {
+        self.present.contains_key(frontend)
+    }
+
+    /// Lets the next failure be a first one again.
+    pub(crate) const fn begin_again(&mut self) {
+        self.retry = None;
+    }
+
+    /// Says what is asked for from now on, and whether what is not in it may go. Nothing is done yet.
+    pub(crate) fn aim(&mut self, desired: Arc<Actual>, synced: bool) {
+        (self.desired, self.synced) = (desired, synced);
     }
 
     /// Does what is left to do; the result is as for [`Self::update`].
@@ -74,16 +114,33 @@ impl<P: DataPlane> Reconciler<P> {
             }
         };
         self.standing.unreadable = None;
-        let plan = Plan::new(&self.snapshot, &actual);
+        let plan = Plan::towards(&self.desired, self.synced, &actual);
         let failures = self.plane.apply(&plan);
         self.standing.applied_total += (plan.ops.len() - failures.len().min(plan.ops.len())) as u64;
-        self.standing.failed_total += failures.len() as u64;
-        self.standing.failures = failures
-            .into_iter()
-            .map(|failure| (failure.frontend, with_causes(&failure.error)))
-            .collect();
-        self.standing.served = self.plane.dump().map_or(0, |actual| actual.len());
-        if self.standing.failures.is_empty() {
+        self.standing.failures.clear();
+        self.standing.unsupported.clear();
+        let mut given_up = Plan::default();
+        for failure in failures {
+            let words = with_causes(&failure.error);
+            if matches!(failure.error, OpError::Unsupported(_)) {
+                // It may still serve the frontend as it was before.
+                if actual.contains_key(&failure.frontend) {
+                    given_up.ops.push(Op::Remove(failure.frontend.clone()));
+                }
+                self.standing.unsupported.insert(failure.frontend, words);
+            } else {
+                self.standing.failures.insert(failure.frontend, words);
+                self.standing.failed_total += 1;
+            }
+        }
+        for failure in self.plane.apply(&given_up) {
+            let words = with_causes(&failure.error);
+            self.standing.failures.insert(failure.frontend, words);
+            self.standing.failed_total += 1;
+        }
+        self.present = self.plane.dump().unwrap_or_default();
+        self.standing.served = self.present.len();
+        if self.standing.failures.is_empty() && self.standing.unsupported.is_empty() {
             self.retry = None;
             None
         } else {

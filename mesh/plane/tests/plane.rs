@@ -11,6 +11,8 @@ mod frontends;
 mod planning;
 #[path = "plane/reconciling.rs"]
 mod reconciling;
+#[path = "plane/two_planes.rs"]
+mod two_planes;
 #[path = "plane/world.rs"]
 mod world;
 

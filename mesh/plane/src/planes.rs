@@ -1,0 +1,129 @@
+//! Two planes on one node: a slow one that can do everything, and before it a fast one that need not be there.
+
+use std::{sync::Arc, time::Duration};
+
+use portolan_model::{PlaneChoice, Snapshot};
+
+use crate::{Actual, DataPlane, Frontend, FrontendSpec, Reconciler, Standing, frontends};
+
+/// Keeps two planes at what the snapshot asks for.
+///
+/// - The slow plane serves every frontend, always: whatever the fast one does not take before it, or loses, is
+///   still served.
+/// - The fast plane has those that the slow one holds, less those whose service asks for the relay. So it never takes
+///   a port from a process of the node that has bound it.
+/// - No failure of the one keeps the other from anything else.
+#[derive(Debug)]
+pub struct Planes<S, F> {
+    slow: Reconciler<S>,
+    fast: Option<Reconciler<F>>,
+    desired: Arc<Actual>,
+    synced: bool,
+}
+
+impl<S: DataPlane, F: DataPlane> Planes<S, F> {
+    /// The slow plane alone, asked for what this snapshot asks for.
+    pub fn new(slow: S, snapshot: &Snapshot) -> Self {
+        Self {
+            desired: Arc::new(frontends(snapshot)),
+            synced: snapshot.synced,
+            slow: Reconciler::new(slow, snapshot),
+            fast: None,
+        }
+    }
+
+    /// Puts a plane before the slow one. What it serves already it keeps, as far as it is asked for; the next step
+    /// brings it the rest.
+    pub fn set_fast(&mut self, plane: F) {
+        self.fast = Some(Reconciler::idle(plane));
+    }
+
+    /// Takes the fast plane away as it stands.
+    pub fn take_fast(&mut self) -> Option<F> {
+        self.fast.take().map(Reconciler::into_plane)
+    }
+
+    /// The slow plane.
+    pub const fn slow(&self) -> &S {
+        self.slow.plane()
+    }
+
+    /// The fast plane.
+    pub fn fast(&self) -> Option<&F> {
+        self.fast.as_ref().map(Reconciler::plane)
+    }
+
+    /// The fast plane, for what is not told by plans.
+    pub fn fast_mut(&mut self) -> Option<&mut F> {
+        self.fast.as_mut().map(Reconciler::plane_mut)
+    }
+
+    /// How the slow plane stood after the last step.
+    pub const fn slow_standing(&self) -> &Standing {
+        self.slow.standing()
+    }
+
+    /// How the fast plane stood after the last step; `None` without one.
+    pub fn fast_standing(&self) -> Option<&Standing> {
+        self.fast.as_ref().map(Reconciler::standing)
+    }
+
+    /// Every frontend that is asked for.
+    pub fn desired(&self) -> impl Iterator<Item = &Frontend> {
+        self.desired.keys()
+    }
+
+    /// Why a frontend that is asked for is not for the fast plane, whatever that can do.
+    pub fn kept_from_fast(&self, frontend: &Frontend) -> Option<String> {
+        let spec = self.desired.get(frontend)?;
+        self.kept(spec)
+    }
+
+    /// Takes a new snapshot as what is asked for. Returns after how long [`Self::step`] is to be called even if
+    /// no other snapshot comes; `None` is not at all.
+    pub fn update(&mut self, snapshot: &Snapshot) -> Option<Duration> {
+        self.desired = Arc::new(frontends(snapshot));
+        self.synced = snapshot.synced;
+        self.slow.begin_again();
+        if let Some(fast) = &mut self.fast {
+            fast.begin_again();
+        }
+        self.step()
+    }
+
+    /// Does what is left to do; the result is as for [`Self::update`].
+    pub fn step(&mut self) -> Option<Duration> {
+        self.slow.aim(Arc::clone(&self.desired), self.synced);
+        let slow = self.slow.step();
+        let for_fast = self.fast.is_some().then(|| {
+            let all = self
+                .desired
+                .iter()
+                .filter(|(_, spec)| self.kept(spec).is_none());
+            all.map(|(frontend, spec)| (frontend.clone(), Arc::clone(spec)))
+                .collect::<Actual>()
+        });
+        let fast = self
+            .fast
+            .as_mut()
+            .zip(for_fast)
+            .and_then(|(fast, desired)| {
+                fast.aim(Arc::new(desired), self.synced);
+                fast.step()
+            });
+        [slow, fast].into_iter().flatten().min()
+    }
+
+    fn kept(&self, spec: &FrontendSpec) -> Option<String> {
+        if spec.policy.plane == PlaneChoice::Relay {
+            return Some("the service asks for the relay".to_owned());
+        }
+        // What the slow plane cannot do at all, no one else on this node holds.
+        self.slow
+            .standing()
+            .failures
+            .get(&spec.frontend)
+            .filter(|_| !self.slow.serves(&spec.frontend))
+            .cloned()
+    }
+}
