@@ -8,13 +8,14 @@
 use std::{net::Ipv4Addr, os::fd::AsFd};
 
 use ipnetwork::Ipv4Network;
-use portolan_model::{MacAddress, NetworkName, TaskId};
+use portolan_model::{INGRESS_NETWORK, MacAddress, NetworkName, TaskId};
 
 use crate::{
     OverlayError,
+    alias::{Alias, Answers, End},
     error::Doing,
-    links, names,
-    netlink::{Address, Hop, Kind, Link, MAIN_TABLE, Netlink, NewLink, Peer, Route},
+    inside, links, names,
+    netlink::{Kind, Link, Netlink, NewLink, Peer},
     netns::{Netns, NetnsRef},
     program::gone_is_fine,
 };
@@ -55,32 +56,90 @@ pub(crate) fn attach(
     request: &Attachment,
 ) -> Result<(), OverlayError> {
     let netns = open(request)?;
-    let mut inside = netns.netlink().map_err(OverlayError::Open)?;
     let mut made = Vec::new();
-    let mut task = Task {
-        id: &request.id,
-        netns: &netns,
-        inside: &mut inside,
-    };
-    let result = request
-        .endpoints
-        .iter()
-        .try_for_each(|endpoint| join(netlink, mtu, &mut task, endpoint, &mut made));
-    if result.is_err() {
-        for name in made {
-            // The first error is the one to tell; what stays is mended or removed by the next call.
-            if let Err(error) = remove(netlink, &name) {
-                tracing::debug!(%error, link = name, "not undone");
-            }
+    if let Err(error) = attach_all(netlink, mtu, request, &netns, &mut made) {
+        // The first error is the one to tell; what stays is mended or removed by the next call.
+        if let Err(error) = undo(netlink, request, &netns, &made) {
+            tracing::debug!(%error, task = %request.id, "not undone");
         }
+        return Err(error);
     }
-    result?;
     let joined: Vec<String> = request
         .endpoints
         .iter()
         .map(|endpoint| names::host_end(&request.id, &endpoint.network))
         .collect();
     detach_except(netlink, &request.id, &joined)
+}
+
+fn attach_all(
+    netlink: &mut Netlink,
+    mtu: u32,
+    request: &Attachment,
+    netns: &Netns,
+    made: &mut Vec<String>,
+) -> Result<(), OverlayError> {
+    let mut task = Task {
+        id: &request.id,
+        netns,
+        inside: netns.netlink().map_err(OverlayError::Open)?,
+    };
+    for endpoint in &request.endpoints {
+        join(netlink, mtu, &mut task, endpoint, made)?;
+    }
+    let links = netlink.links().doing("list", || "links".into())?;
+    let turned = links.iter().filter_map(Alias::of).any(|alias| {
+        let end = alias.end.filter(|_| alias.task == request.id);
+        end.is_some_and(|end| end.answers == Answers::Turned)
+    });
+    let answers = inside::lead_back(netns, &mut task.inside, &request.endpoints, turned)?;
+    for endpoint in &request.endpoints {
+        let alias = Alias {
+            task: request.id.clone(),
+            network: endpoint.network.clone(),
+            end: Some(End {
+                address: endpoint.address,
+                mac: endpoint.mac,
+                answers,
+                netns: Some(request.netns.path()),
+            }),
+        };
+        let name = names::host_end(&request.id, &endpoint.network);
+        let link = links.iter().find(|link| link.name == name);
+        let link = link.ok_or(OverlayError::LinkGone(name))?;
+        set_alias(netlink, link, &alias)?;
+    }
+    Ok(())
+}
+
+/// Removes what a call made before it failed.
+fn undo(
+    netlink: &mut Netlink,
+    request: &Attachment,
+    netns: &Netns,
+    made: &[String],
+) -> Result<(), OverlayError> {
+    let ingress = |endpoint: &&AttachEndpoint| endpoint.network.as_str() == INGRESS_NETWORK;
+    let ingress = request.endpoints.iter().find(ingress);
+    let mut first = Ok(());
+    if ingress.is_some_and(|e| made.contains(&names::host_end(&request.id, &e.network))) {
+        let forgotten = netns.netlink().map_err(OverlayError::Open);
+        first = forgotten.and_then(|mut inside| inside::forget(netns, &mut inside, true));
+    }
+    for name in made {
+        first = first.and(remove(netlink, name));
+    }
+    first
+}
+
+fn set_alias(netlink: &mut Netlink, link: &Link, alias: &Alias) -> Result<(), OverlayError> {
+    let text = alias.to_string();
+    if link.alias.as_ref() == Some(&text) {
+        return Ok(());
+    }
+    netlink
+        .set_alias(link.index, &text)
+        .doing("set", || format!("alias of link {}", link.name))
 }
 
 fn open(request: &Attachment) -> Result<Netns, OverlayError> {
@@ -108,7 +167,7 @@ fn open(request: &Attachment) -> Result<Netns, OverlayError> {
 struct Task<'a> {
     id: &'a TaskId,
     netns: &'a Netns,
-    inside: &'a mut Netlink,
+    inside: Netlink,
 }
 
 fn join(
@@ -129,13 +188,11 @@ fn join(
         .ok_or(OverlayError::LinkGone(bridge))?;
     let theirs = task.inside.links().doing("list", || "links".into())?;
     let old = present.iter().find(|link| link.name == name);
-    let peer = theirs
-        .iter()
-        .find(|link| link.kind == Kind::Veth && link.mac == Some(endpoint.mac));
+    let peer = inside::find(&theirs, endpoint.mac);
     // The node's end of a pair into another namespace, of an earlier life of the same task.
     let stale = old.filter(|_| peer.is_none());
     if let Some(old) = stale {
-        gone_is_fine(netlink.remove_link(old.index)).doing("remove", || format!("link {name}"))?;
+        remove_end(netlink, old)?;
     }
     let host_end = match old {
         Some(old) if stale.is_none() => old.clone(),
@@ -161,7 +218,7 @@ fn join(
         }
     };
     finish_host_end(netlink, mtu, &host_end, bridge, task.id, endpoint)?;
-    finish_inside(task.inside, mtu, endpoint)?;
+    inside::finish(&mut task.inside, mtu, endpoint)?;
     // The bridge has a carrier when its first port has one.
     for link in [host_end.index, bridge] {
         netlink
@@ -180,13 +237,16 @@ fn finish_host_end(
     endpoint: &AttachEndpoint,
 ) -> Result<(), OverlayError> {
     let name = &link.name;
-    let alias = names::alias(task, &endpoint.network);
-    if link.alias.as_ref() != Some(&alias) {
-        netlink
-            .set_alias(link.index, &alias)
-            .doing("set", || format!("alias of link {name}"))?;
+    // Whose it is comes first, so that it is found again whatever comes between.
+    if owner(link).as_ref() != Some(task) {
+        let alias = Alias {
+            task: task.clone(),
+            network: endpoint.network.clone(),
+            end: None,
+        };
+        set_alias(netlink, link, &alias)?;
     }
-    if link.bridge != Some(bridge) {
+    if link.master != Some(bridge) {
         netlink
             .set_bridge(link.index, bridge)
             .doing("set", || format!("bridge of link {name}"))?;
@@ -202,74 +262,6 @@ fn finish_host_end(
             .doing("take up", || format!("link {name}"))?;
     }
     Ok(())
-}
-
-/// Gives the task's end its address and routes.
-fn finish_inside(
-    inside: &mut Netlink,
-    mtu: u32,
-    endpoint: &AttachEndpoint,
-) -> Result<(), OverlayError> {
-    const LOOPBACK: &str = "lo";
-    let links = inside.links().doing("list", || "links".into())?;
-    let peer = links
-        .iter()
-        .find(|link| link.kind == Kind::Veth && link.mac == Some(endpoint.mac))
-        .ok_or_else(|| OverlayError::LinkGone(format!("of the task on {}", endpoint.network)))?;
-    if peer.mtu != mtu {
-        inside
-            .set_mtu(peer.index, mtu)
-            .doing("set", || format!("MTU of link {} of the task", peer.name))?;
-    }
-    let loopback = links.iter().find(|link| link.name == LOOPBACK);
-    for link in loopback.into_iter().chain([peer]).filter(|link| !link.up) {
-        inside
-            .set_up(link.index)
-            .doing("take up", || format!("link {} of the task", link.name))?;
-    }
-    inside
-        .settle(peer.index)
-        .doing("settle", || format!("link {} of the task", peer.name))?;
-    let address = Address {
-        link: peer.index,
-        ip: endpoint.address.into(),
-        prefix: endpoint.subnet.prefix(),
-    };
-    let addresses = inside.addresses().doing("list", || "addresses".into())?;
-    if !addresses.contains(&address) {
-        inside
-            .add_address(&address)
-            .doing("add", || format!("address {} of the task", address.ip))?;
-    }
-    let routes = inside.routes().doing("list", || "routes".into())?;
-    for route in routes_inside(peer.index, endpoint) {
-        if !routes.contains(&route) {
-            inside
-                .set_route(&route)
-                .doing("set", || format!("route {} of the task", route.destination))?;
-        }
-    }
-    Ok(())
-}
-
-fn routes_inside(link: u32, endpoint: &AttachEndpoint) -> [Route; 2] {
-    let source = endpoint.address;
-    let route = |destination, hop| Route {
-        table: MAIN_TABLE,
-        destination,
-        hop,
-    };
-    [
-        route(endpoint.gateway.into(), Hop::Link { link, source }),
-        route(
-            endpoint.subnet,
-            Hop::Gateway {
-                link,
-                gateway: endpoint.gateway,
-                source,
-            },
-        ),
-    ]
 }
 
 /// The first of eth0, eth1, ... that is free.
@@ -296,23 +288,27 @@ fn detach_except(
         .iter()
         .filter(|link| owner(link).as_ref() == Some(task) && !stay.contains(&link.name))
     {
-        let done = gone_is_fine(netlink.remove_link(link.index))
-            .doing("remove", || format!("link {} of task {task}", link.name));
-        first = first.and(done);
+        first = first.and(remove_end(netlink, link));
     }
     first
 }
 
 /// The task of a node's end.
 pub(crate) fn owner(link: &Link) -> Option<TaskId> {
-    names::is_host_end(&link.name).then_some(())?;
-    names::task_of(link.alias.as_deref()?)
+    Some(Alias::of(link)?.task)
+}
+
+/// Removes a node's end of a pair, and with it the task's and what was made for it in its namespace.
+pub(crate) fn remove_end(netlink: &mut Netlink, link: &Link) -> Result<(), OverlayError> {
+    // Only while the link is there can the namespace be told from another one of the same name.
+    let left = Alias::of(link).map_or(Ok(()), |alias| inside::leave(&alias));
+    gone_is_fine(netlink.remove_link(link.index))
+        .doing("remove", || format!("link {}", link.name))
+        .and(left)
 }
 
 fn remove(netlink: &mut Netlink, name: &str) -> Result<(), OverlayError> {
     let links = netlink.links().doing("list", || "links".into())?;
-    let Some(link) = links.iter().find(|link| link.name == name) else {
-        return Ok(());
-    };
-    gone_is_fine(netlink.remove_link(link.index)).doing("remove", || format!("link {name}"))
+    let link = links.iter().find(|link| link.name == name);
+    link.map_or(Ok(()), |link| remove_end(netlink, link))
 }

@@ -7,15 +7,16 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
-    io::{self, Write as _},
     net::IpAddr,
-    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
 use ipnetwork::Ipv4Network;
 
-use crate::{Counters, OverlayError, names};
+use crate::{
+    Counters, OverlayError, names,
+    nft::{self, Failed},
+};
 
 const TABLE: &str = "inet portolan_overlay";
 const NON_MEMBER: &str = "non_member";
@@ -79,17 +80,17 @@ impl Guard {
                     .retain(|vni, _| !applied.networks.contains_key(vni));
             }
         }
-        match self.nft(&["-f", "-"], &script.script(complete)) {
+        match nft::run(self.program, &["-f", "-"], &script.script(complete)) {
             Ok(_) => {
                 (self.missing, self.unmended) = (false, None);
                 self.applied = Some((rules, complete));
                 Ok(())
             }
-            Err(Nft::Missing) => {
+            Err(Failed::Missing) => {
                 self.missing = true;
                 Ok(())
             }
-            Err(Nft::Failed(error)) => Err(OverlayError::Filter(error)),
+            Err(Failed::Refused(error)) => Err(OverlayError::Filter(error)),
         }
     }
 
@@ -104,7 +105,7 @@ impl Guard {
 
     fn read(&mut self) {
         let list = ["list", "counters", "table", "inet", "portolan_overlay"];
-        if let Ok(text) = self.nft(&list, "") {
+        if let Ok(text) = nft::run(self.program, &list, "") {
             self.counters = Counters {
                 non_member_packets: packets(&text, NON_MEMBER),
                 misdirected_packets: packets(&text, MISDIRECTED),
@@ -114,12 +115,12 @@ impl Guard {
             let mended = self.apply(rules, complete);
             self.unmended = mended.err().map(|error| error.to_string());
         }
-        if let Ok(chains) = self.nft(&["list", "chains"], "") {
+        if let Ok(chains) = nft::run(self.program, &["list", "chains"], "") {
             self.in_the_way = dropping_forward(&chains)
                 .filter(|(table, _)| {
                     // One that knows of the overlay's links is taken to let them through.
                     let list = format!("list table {table}");
-                    self.nft(&list.split(' ').collect::<Vec<_>>(), "")
+                    nft::run(self.program, &list.split(' ').collect::<Vec<_>>(), "")
                         .is_ok_and(|rules| !rules.contains("ptbr"))
                 })
                 .map(|(table, chain)| format!("{table} {chain}"))
@@ -131,12 +132,13 @@ impl Guard {
     pub(crate) fn remove(&mut self) -> Result<(), OverlayError> {
         self.applied = None;
         // Adding first makes the removal of one that is not there no error.
-        match self.nft(
+        match nft::run(
+            self.program,
             &["-f", "-"],
             &format!("add table {TABLE}\ndelete table {TABLE}\n"),
         ) {
-            Ok(_) | Err(Nft::Missing) => Ok(()),
-            Err(Nft::Failed(error)) => Err(OverlayError::Filter(error)),
+            Ok(_) | Err(Failed::Missing) => Ok(()),
+            Err(Failed::Refused(error)) => Err(OverlayError::Filter(error)),
         }
     }
 
@@ -158,35 +160,6 @@ impl Guard {
             format!("the overlay's packet filter was removed by another program, and then: {error}")
         });
         missing.into_iter().chain(in_the_way).chain(unmended)
-    }
-
-    /// Runs the program to its end.
-    fn nft(&self, args: &[&str], input: &str) -> Result<String, Nft> {
-        let run = || -> io::Result<_> {
-            let mut child = Command::new(self.program)
-                .args(args)
-                .stdin(Stdio::piped())
-                .stdout(Stdio::piped())
-                .stderr(Stdio::piped())
-                .spawn()?;
-            if let Some(mut stdin) = child.stdin.take() {
-                stdin.write_all(input.as_bytes())?;
-            }
-            child.wait_with_output()
-        };
-        match run() {
-            Ok(output) if output.status.success() => {
-                Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-            }
-            Ok(output) => {
-                let words = String::from_utf8_lossy(&output.stderr);
-                Err(Nft::Failed(
-                    words.lines().next().unwrap_or_default().to_owned(),
-                ))
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(Nft::Missing),
-            Err(error) => Err(Nft::Failed(error.to_string())),
-        }
     }
 }
 
@@ -245,11 +218,6 @@ impl Rules {
         }
         script
     }
-}
-
-enum Nft {
-    Missing,
-    Failed(String),
 }
 
 /// The base chains of `nft list chains` that drop forwarded packets unless a rule says otherwise, as

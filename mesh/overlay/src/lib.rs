@@ -19,14 +19,19 @@
 //! Not here: choosing VNIs, slices and addresses (`portolan_model::claims`), published ports and VIPs
 //! (the planes), and any word to other nodes.
 
+mod alias;
+mod around;
 mod attach;
 mod desired;
 mod error;
 mod guard;
+mod inside;
 mod links;
+mod mtu;
 mod names;
 mod netlink;
 mod netns;
+mod nft;
 mod objects;
 mod program;
 mod settings;
@@ -39,19 +44,21 @@ use std::{
 
 use portolan_model::{Snapshot, TaskId};
 
+use crate::{
+    around::Known,
+    desired::{Desired, DesiredNetwork},
+    error::Doing,
+    guard::{Guard, Rules},
+    netlink::{Address, Link, Netlink},
+    program::Settings,
+    surroundings::{FALLBACK_MTU, Surroundings},
+};
 pub use crate::{
+    around::{Around, NetworkLink, TaskEnd},
     attach::{AttachEndpoint, Attachment},
     error::{Failure, OverlayError},
     netlink::NetlinkError,
     netns::NetnsRef,
-};
-use crate::{
-    desired::{Desired, DesiredNetwork},
-    error::Doing,
-    guard::{Guard, Rules},
-    netlink::{Link, Netlink},
-    program::Settings,
-    surroundings::Surroundings,
 };
 
 /// The UDP port of VXLAN (RFC 7348).
@@ -85,6 +92,10 @@ pub struct Overlay {
     guard: Guard,
     mtu: u32,
     problems: Vec<String>,
+    /// The links that have not got the MTU, worded for the user.
+    behind: Vec<String>,
+    /// The networks by VNI, as they were last asked for.
+    known: BTreeMap<u32, Known>,
     /// How many links each task has; one with fewer has lost its namespace.
     attached: BTreeMap<TaskId, usize>,
 }
@@ -98,9 +109,11 @@ impl Overlay {
     pub fn open(config: Config) -> Result<Self, OverlayError> {
         let mut overlay = Self {
             netlink: Netlink::open().map_err(OverlayError::Open)?,
-            guard: Guard::new("nft"),
-            mtu: 0,
+            guard: Guard::new(nft::PROGRAM),
+            mtu: FALLBACK_MTU,
             problems: Vec::new(),
+            behind: Vec::new(),
+            known: BTreeMap::new(),
             attached: BTreeMap::new(),
             config,
         };
@@ -145,6 +158,7 @@ impl Overlay {
         if let Err(error) = self.guard.apply(rules, snapshot.synced) {
             failures.push(failure("packet filter", error));
         }
+        self.note(&desired);
         let settings = self.settings();
         failures.extend(program::upsert(&mut self.netlink, settings, &desired));
         if snapshot.synced {
@@ -197,6 +211,27 @@ impl Overlay {
             .collect()
     }
 
+    /// What the kernel has around the overlay and of it, read anew by two dumps. Networks are known from
+    /// [`Self::reconcile`] and [`Self::attach`] on, tasks from the start.
+    ///
+    /// It is also when the overlay notices what changes by itself: if the MTU of the underlay is another
+    /// one than before, all links get theirs, in the tasks too. So to call it twice a second is to follow
+    /// such a change in half a second; what could not be changed is among the [`Self::problems`], and
+    /// tried again by the next call.
+    ///
+    /// # Errors
+    /// When links or addresses cannot be listed.
+    pub fn around(&mut self) -> Result<Around, OverlayError> {
+        let (mut links, addresses) = self.look()?;
+        self.see(&links, &addresses);
+        let (followed, behind) = mtu::follow(&mut self.netlink, &links, self.mtu);
+        self.behind = behind;
+        if followed {
+            links = self.links()?;
+        }
+        Ok(Around::new(&links, &addresses, &self.known))
+    }
+
     /// What the packet filter has dropped, as of some seconds ago.
     pub fn counters(&mut self) -> Counters {
         self.guard.counters()
@@ -211,8 +246,7 @@ impl Overlay {
         match self.links() {
             Ok(links) => {
                 for link in links.iter().filter(|link| names::is_host_end(&link.name)) {
-                    let done = program::gone_is_fine(self.netlink.remove_link(link.index));
-                    errors.extend(done.doing("remove", || format!("link {}", link.name)).err());
+                    errors.extend(attach::remove_end(&mut self.netlink, link).err());
                 }
             }
             Err(error) => errors.push(error),
@@ -236,7 +270,7 @@ impl Overlay {
 
     /// What keeps the overlay from working as it should, worded for the user.
     pub fn problems(&self) -> Vec<String> {
-        let around = self.problems.iter().cloned();
+        let around = self.problems.iter().chain(&self.behind).cloned();
         around.chain(self.guard.problems()).collect()
     }
 
@@ -261,6 +295,7 @@ impl Overlay {
         if let Some((network, address)) = conflicts.into_iter().next() {
             return Err(subnet_in_use(network, address));
         }
+        self.note(&Desired::bare(request.endpoints.iter()));
         let links = self.links()?;
         let new = request.endpoints.iter().filter(|endpoint| {
             let bridge = names::bridge(endpoint.vni);
@@ -270,12 +305,35 @@ impl Overlay {
         Ok(program::upsert(&mut self.netlink, settings, &desired))
     }
 
-    /// Notes the MTU and what is wrong around the overlay.
+    fn note(&mut self, desired: &Desired) {
+        for (&vni, network) in &desired.networks {
+            let known = Known {
+                name: network.name.clone(),
+                subnet: network.subnet,
+                gateway: network.gateway,
+            };
+            self.known.insert(vni, known);
+        }
+    }
+
     fn look_around(&mut self) -> Result<Surroundings, OverlayError> {
-        let seen = Surroundings::look(&mut self.netlink, &self.config)?;
-        self.mtu = seen.mtu;
+        let (links, addresses) = self.look()?;
+        Ok(self.see(&links, &addresses))
+    }
+
+    fn look(&mut self) -> Result<(Vec<Link>, Vec<Address>), OverlayError> {
+        let links = self.links()?;
+        let addresses = self.netlink.addresses();
+        Ok((links, addresses.doing("list", || "addresses".into())?))
+    }
+
+    /// Notes the MTU and what is wrong around the overlay.
+    fn see(&mut self, links: &[Link], addresses: &[Address]) -> Surroundings {
+        let seen = Surroundings::new(links, addresses, &self.config);
+        // An address that goes for a moment takes no packet size with it.
+        self.mtu = seen.mtu.unwrap_or(self.mtu);
         self.problems.clone_from(&seen.problems);
-        Ok(seen)
+        seen
     }
 }
 

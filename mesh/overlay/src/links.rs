@@ -38,7 +38,7 @@ pub(crate) fn in_use(present: &[Link]) -> BTreeSet<u32> {
     present
         .iter()
         .filter_map(|port| {
-            let bridge = present.iter().find(|l| Some(l.index) == port.bridge)?;
+            let bridge = present.iter().find(|l| Some(l.index) == port.master)?;
             match names::role(&bridge.name)? {
                 (Role::Bridge, vni) => Some(vni),
                 (Role::Vxlan, _) => None,
@@ -128,7 +128,7 @@ fn ensure_link(
                 name: name.to_owned(),
                 expected: match kind {
                     Kind::Bridge => "bridge",
-                    Kind::Vxlan { .. } | Kind::Veth | Kind::Other => "VXLAN link",
+                    Kind::Vxlan { .. } | Kind::Veth | Kind::Vrf | Kind::Other => "VXLAN link",
                 },
             });
         }

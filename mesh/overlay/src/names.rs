@@ -5,8 +5,9 @@
 //! | bridge of a network | `ptbr<vni>` |
 //! | VXLAN link of a network | `ptvx<vni>` |
 //! | node's end of a task's veth pair | `ptv` and 12 hex digits, a hash of task and network |
-//! | its alias | `portolan:<task>:<network>` |
-//! | routing table of a network | [`TABLE_BASE`] + vni |
+//! | its alias | [`crate::alias::Alias`] |
+//! | routing table of a network, on the node and in tasks on the ingress network | [`TABLE_BASE`] + vni |
+//! | packet filter in tasks that have other links too | `ip portolan_task` |
 //! | routes and rules | protocol [`crate::netlink::PROTOCOL`] |
 
 use portolan_model::{NetworkName, TaskId};
@@ -18,12 +19,16 @@ pub(crate) const TABLE_BASE: u32 = 0x7000_0000;
 /// The priority of our rules (ip-rule(8)): after that of local addresses, 0, and before those of VPNs
 /// and of routing by source, which would take the node's own packets to tasks out of our hands.
 pub(crate) const RULE_PRIORITY: u32 = 1120;
+/// The priority of the rule in a task's namespace: before those of VPN software there, which begin near
+/// 100 and would take the task's answers out of the overlay.
+pub(crate) const TASK_RULE_PRIORITY: u32 = 11;
+/// The metric of the default route in a task's namespace: any other one is preferred.
+pub(crate) const LAST_METRIC: u32 = u32::MAX;
 
 const MAX_VNI: u32 = (1 << 24) - 1;
 const BRIDGE: &str = "ptbr";
 const VXLAN: &str = "ptvx";
 const HOST_END: &str = "ptv";
-const ALIAS: &str = "portolan";
 
 /// A link that belongs to a network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -63,19 +68,6 @@ pub(crate) fn is_host_end(link: &str) -> bool {
         .is_some_and(|hash| hash.len() == 12 && hash.bytes().all(|digit| digit.is_ascii_hexdigit()))
 }
 
-pub(crate) fn alias(task: &TaskId, network: &NetworkName) -> String {
-    format!("{ALIAS}:{task}:{network}")
-}
-
-/// The task of a link's alias.
-pub(crate) fn task_of(alias: &str) -> Option<TaskId> {
-    let mut parts = alias.split(':');
-    let (ALIAS, task) = (parts.next()?, parts.next()?) else {
-        return None;
-    };
-    task.parse().ok()
-}
-
 pub(crate) const fn table(vni: u32) -> u32 {
     TABLE_BASE + vni
 }
@@ -111,8 +103,6 @@ mod tests {
         assert_ne!(host_end(&task, &a), host_end(&task, &b));
         assert!(is_host_end(&host_end(&task, &a)) && host_end(&task, &a).len() <= 15);
         assert!(!is_host_end(&vxlan(123_456_789)));
-        assert_eq!(task_of(&alias(&task, &a)), Some(task));
-        assert_eq!(task_of("uplink:t1:a"), None);
     }
 
     #[test]

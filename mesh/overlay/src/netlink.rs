@@ -21,9 +21,9 @@ use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use rustix::io::Errno;
 
 pub(crate) use address::Address;
-pub(crate) use link::{Kind, Link, NewLink, Peer};
+pub(crate) use link::{Framing, Kind, Link, NewLink, Peer};
 pub(crate) use neighbour::Neighbour;
-pub(crate) use route::{Hop, MAIN_TABLE, Route};
+pub(crate) use route::{ANYWHERE, Hop, MAIN_TABLE, Route};
 pub(crate) use rule::{Rule, Selector};
 
 /// What marks routes and rules as ours (`RTPROT_*` of rtnetlink(7)); free in iproute2's `rt_protos`.

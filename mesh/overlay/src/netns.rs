@@ -26,7 +26,7 @@ pub enum NetnsRef {
 }
 
 impl NetnsRef {
-    fn path(&self) -> PathBuf {
+    pub(crate) fn path(&self) -> PathBuf {
         match self {
             Self::Path(path) => path.clone(),
             Self::Pid(pid) => PathBuf::from(format!("/proc/{pid}/ns/net")),
@@ -65,8 +65,12 @@ impl Netns {
         self.run(Netlink::open)
     }
 
-    /// Runs a closure on a thread of its own inside: entering changes the thread for good.
-    fn run<T: Send>(&self, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    /// Runs a closure on a thread of its own inside: entering changes the thread for good. Programs that
+    /// it starts are inside too.
+    pub(crate) fn run<T: Send>(
+        &self,
+        work: impl FnOnce() -> io::Result<T> + Send,
+    ) -> io::Result<T> {
         let inside = || {
             move_into_link_name_space(self.as_fd(), Some(LinkNameSpaceType::Network))?;
             work()

@@ -15,7 +15,9 @@ use crate::{
     error::Doing,
     links::Pair,
     names::{self, RULE_PRIORITY, Role},
-    netlink::{Address, Hop, Link, Neighbour, Netlink, NetlinkError, Route, Rule, Selector},
+    netlink::{
+        ANYWHERE, Address, Hop, Link, Neighbour, Netlink, NetlinkError, Route, Rule, Selector,
+    },
 };
 
 /// Something in the kernel that a network needs.
@@ -40,9 +42,6 @@ pub(crate) enum Key {
 /// Objects, each with the VNI of its network.
 #[derive(Debug, Default)]
 pub(crate) struct Objects(pub(crate) BTreeMap<Key, (u32, Object)>);
-
-const ANYWHERE: Ipv4Network =
-    Ipv4Network::new_checked(Ipv4Addr::UNSPECIFIED, 0).expect("zero is a prefix length");
 
 impl Objects {
     /// Adds what a network should consist of. `underlay` is the node's own address there.
@@ -95,6 +94,7 @@ impl Objects {
             let route = Route {
                 table,
                 destination,
+                metric: 0,
                 hop,
             };
             self.put(vni, Object::Route(route));

@@ -2,18 +2,21 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
+use portolan_model::INGRESS_NETWORK;
+
 use crate::{
-    Config, OverlayError,
-    error::Doing,
+    Config,
+    alias::{Alias, Answers},
     names,
-    netlink::{Address, Kind, Link, Netlink},
+    netlink::{Address, Kind, Link},
 };
 
 /// What is there besides the overlay.
 #[derive(Debug)]
 pub(crate) struct Surroundings {
-    /// The largest packet, in bytes, that fits into a VXLAN packet on the underlay.
-    pub(crate) mtu: u32,
+    /// The largest packet, in bytes, that fits into a VXLAN packet on the underlay; `None` while no link
+    /// has the node's address there.
+    pub(crate) mtu: Option<u32>,
     /// The node's IPv4 addresses outside the overlay.
     pub(crate) addresses: Vec<Ipv4Addr>,
     /// What is wrong, worded for the user.
@@ -24,34 +27,29 @@ pub(crate) struct Surroundings {
 const OVERHEAD_V4: u32 = 50;
 const OVERHEAD_V6: u32 = 70;
 /// What fits where nothing is known of the underlay: an Ethernet of 1500 bytes.
-const FALLBACK_MTU: u32 = 1500 - OVERHEAD_V6;
+pub(crate) const FALLBACK_MTU: u32 = 1500 - OVERHEAD_V6;
 /// The least that an IPv4 host must be able to take (RFC 791, section 3.2).
 const MIN_MTU: u32 = 576;
 /// The length of an IPv4 packet is a number of 16 bits.
 const MAX_MTU: u32 = 65_535;
 
 impl Surroundings {
-    pub(crate) fn look(netlink: &mut Netlink, config: &Config) -> Result<Self, OverlayError> {
-        let links = netlink.links().doing("list", || "links".into())?;
-        let addresses = netlink.addresses().doing("list", || "addresses".into())?;
-        Ok(Self::new(&links, &addresses, config))
-    }
-
-    fn new(links: &[Link], addresses: &[Address], config: &Config) -> Self {
+    pub(crate) fn new(links: &[Link], addresses: &[Address], config: &Config) -> Self {
         let mut problems = Vec::new();
         let mtu = if let Some(link) = underlay_link(links, addresses, config.underlay) {
             let (mtu, problem) = mtu(link, config.underlay);
             problems.extend(problem);
-            mtu
+            Some(mtu)
         } else {
             problems.push(format!(
                 "no link has the advertised address {}: VXLAN packets cannot be sent from it, and the \
-                 overlay's MTU of {FALLBACK_MTU} is a guess",
+                 overlay's MTU is a guess",
                 config.underlay
             ));
-            FALLBACK_MTU
+            None
         };
         problems.extend(port_taken(links, config.data_path_port));
+        problems.extend(astray(links));
         let ours = |index: u32| {
             let link = links.iter().find(|link| link.index == index);
             link.is_some_and(|link| names::role(&link.name).is_some())
@@ -112,19 +110,37 @@ fn port_taken(links: &[Link], port: u16) -> impl Iterator<Item = String> {
     })
 }
 
+/// Tasks of which the answers by UDP may leave by other links than the overlay's.
+fn astray(links: &[Link]) -> impl Iterator<Item = String> {
+    let astray = links.iter().filter_map(Alias::of).filter(|alias| {
+        let end = alias.end.as_ref();
+        alias.network.as_str() == INGRESS_NETWORK
+            && end.is_some_and(|end| end.answers == Answers::Astray)
+    });
+    astray.map(|alias| {
+        format!(
+            "task {} has other links besides the overlay's, and nft (package nftables) could not be used \
+             in its network namespace: its UDP does not see clients' own addresses",
+            alias.task
+        )
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::netlink::Framing;
 
     fn link(index: u32, name: &str, mtu: u32, kind: Kind) -> Link {
         Link {
             index,
             name: name.to_owned(),
             kind,
+            framing: Framing::Ethernet,
             mtu,
             mac: None,
             up: true,
-            bridge: None,
+            master: None,
             alias: None,
         }
     }
@@ -159,13 +175,17 @@ mod tests {
             address(4, "127.0.0.1"),
             address(5, "10.79.0.11"),
         ];
-        let mtu = |ip| Surroundings::new(&links, &addresses, &config(ip)).mtu;
+        let mtu = |ip| {
+            Surroundings::new(&links, &addresses, &config(ip))
+                .mtu
+                .unwrap()
+        };
         assert_eq!(mtu("10.77.0.11"), 1450);
         assert_eq!(mtu("fd77::11"), 1430);
         assert_eq!(mtu("10.78.0.11"), 8950);
         assert_eq!(mtu("127.0.0.1"), 65_485);
         let thin = Surroundings::new(&links, &addresses, &config("10.79.0.11"));
-        assert_eq!(thin.mtu, 576);
+        assert_eq!(thin.mtu, Some(576));
         assert!(thin.problems.iter().any(|p| p.contains("thin")));
     }
 

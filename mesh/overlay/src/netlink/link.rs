@@ -7,7 +7,7 @@ use netlink_packet_route::{
     RouteNetlinkMessage,
     link::{
         InfoBridge, InfoData, InfoKind, InfoVeth, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo,
-        LinkMessage,
+        LinkLayerType, LinkMessage,
     },
 };
 use portolan_model::MacAddress;
@@ -26,6 +26,17 @@ pub(crate) enum Kind {
         filtered: bool,
     },
     Veth,
+    /// A routing domain: its members are links of routers, not ports.
+    Vrf,
+    Other,
+}
+
+/// What is before the IP header on a link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Framing {
+    Ethernet,
+    Loopback,
+    /// Nothing, or what only this kind of link has: tunnels, `wg0`, `ppp0`.
     Other,
 }
 
@@ -35,11 +46,12 @@ pub(crate) struct Link {
     pub(crate) index: u32,
     pub(crate) name: String,
     pub(crate) kind: Kind,
+    pub(crate) framing: Framing,
     pub(crate) mtu: u32,
     pub(crate) mac: Option<MacAddress>,
     pub(crate) up: bool,
-    /// The index of the bridge that it is a port of.
-    pub(crate) bridge: Option<u32>,
+    /// The index of the bridge or bond that it is a port of, or of its VRF.
+    pub(crate) master: Option<u32>,
     pub(crate) alias: Option<String>,
 }
 
@@ -100,7 +112,7 @@ impl NewLink<'_> {
                     InfoVxlan::Vnifilter(filtered),
                 ])),
             ],
-            Kind::Veth | Kind::Other => {
+            Kind::Veth | Kind::Vrf | Kind::Other => {
                 let mut info = vec![LinkInfo::Kind(InfoKind::Veth)];
                 if let Some(peer) = &self.peer {
                     let mut message = LinkMessage::default();
@@ -127,10 +139,15 @@ impl Link {
             index: message.header.index,
             name: String::new(),
             kind: Kind::Other,
+            framing: match message.header.link_layer_type {
+                LinkLayerType::Ether => Framing::Ethernet,
+                LinkLayerType::Loopback => Framing::Loopback,
+                _ => Framing::Other,
+            },
             mtu: 0,
             mac: None,
             up: message.header.flags.contains(LinkFlags::Up),
-            bridge: None,
+            master: None,
             alias: None,
         };
         for attribute in message.attributes {
@@ -138,7 +155,7 @@ impl Link {
                 LinkAttribute::IfName(name) => link.name = name,
                 LinkAttribute::Mtu(mtu) => link.mtu = mtu,
                 LinkAttribute::Address(bytes) => link.mac = bytes.try_into().ok().map(MacAddress),
-                LinkAttribute::Controller(index) => link.bridge = Some(index),
+                LinkAttribute::Controller(index) => link.master = Some(index),
                 LinkAttribute::IfAlias(alias) => link.alias = Some(alias),
                 LinkAttribute::LinkInfo(info) => link.kind = kind_of(&info),
                 _ => {}
@@ -153,6 +170,7 @@ fn kind_of(info: &[LinkInfo]) -> Kind {
         match part {
             LinkInfo::Kind(InfoKind::Bridge) => return Kind::Bridge,
             LinkInfo::Kind(InfoKind::Veth) => return Kind::Veth,
+            LinkInfo::Kind(InfoKind::Vrf) => return Kind::Vrf,
             LinkInfo::Data(InfoData::Vxlan(data)) => {
                 let port = data.iter().find_map(|d| match d {
                     InfoVxlan::Port(port) => Some(*port),

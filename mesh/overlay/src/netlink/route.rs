@@ -48,9 +48,14 @@ pub(crate) enum Hop {
 pub(crate) struct Route {
     pub(crate) table: u32,
     pub(crate) destination: Ipv4Network,
+    /// Of several routes to a destination the one with the least is taken.
+    pub(crate) metric: u32,
     pub(crate) hop: Hop,
 }
 
+/// The destination of a default route.
+pub(crate) const ANYWHERE: Ipv4Network =
+    Ipv4Network::new_checked(Ipv4Addr::UNSPECIFIED, 0).expect("zero is a prefix length");
 /// The main routing table (rtnetlink(7)).
 pub(crate) const MAIN_TABLE: u32 = 254;
 
@@ -61,7 +66,10 @@ impl Route {
         message.header.destination_prefix_length = self.destination.prefix();
         message.header.protocol = RouteProtocol::Other(PROTOCOL);
         message.header.kind = RouteType::Unicast;
-        message.attributes = vec![RouteAttribute::Table(self.table)];
+        message.attributes = vec![
+            RouteAttribute::Table(self.table),
+            RouteAttribute::Priority(self.metric),
+        ];
         if self.destination.prefix() > 0 {
             let destination = RouteAddress::Inet(self.destination.network());
             message
@@ -104,12 +112,14 @@ impl Route {
             .flatten()?;
         let mut destination = Ipv4Addr::UNSPECIFIED;
         let mut table = u32::from(message.header.table);
+        let mut metric = 0;
         let (mut link, mut gateway, mut source) = (None, None, None);
         let mut tunnel = Vec::new();
         for attribute in message.attributes {
             match attribute {
                 RouteAttribute::Destination(RouteAddress::Inet(ip)) => destination = ip,
                 RouteAttribute::Table(number) => table = number,
+                RouteAttribute::Priority(number) => metric = number,
                 RouteAttribute::Oif(index) => link = Some(index),
                 RouteAttribute::Gateway(RouteAddress::Inet(ip)) => gateway = Some(ip),
                 RouteAttribute::PrefSource(RouteAddress::Inet(ip)) => source = Some(ip),
@@ -147,6 +157,7 @@ impl Route {
             table,
             destination: Ipv4Network::new(destination, message.header.destination_prefix_length)
                 .ok()?,
+            metric,
             hop,
         })
     }

@@ -1,6 +1,9 @@
 //! Policy routing rules: which table routes a packet.
 
-use std::{fmt, net::IpAddr};
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr},
+};
 
 use ipnetwork::Ipv4Network;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, Parseable};
@@ -21,6 +24,8 @@ pub(crate) enum Selector {
     From(String),
     /// The node's own, to these addresses.
     OwnTo(Ipv4Network),
+    /// Those from this address.
+    Source(Ipv4Addr),
 }
 
 impl fmt::Display for Selector {
@@ -28,6 +33,7 @@ impl fmt::Display for Selector {
         match self {
             Self::From(link) => write!(f, "iif {link}"),
             Self::OwnTo(subnet) => write!(f, "iif {LOOPBACK} to {subnet}"),
+            Self::Source(ip) => write!(f, "from {ip}"),
         }
     }
 }
@@ -64,6 +70,10 @@ impl Rule {
                     RuleAttribute::Destination(subnet.network().into()),
                 ]);
             }
+            Selector::Source(ip) => {
+                message.header.src_len = 32;
+                message.attributes.push(RuleAttribute::Source((*ip).into()));
+            }
         }
         message
     }
@@ -73,7 +83,7 @@ impl Rule {
             .then(|| RuleMessage::parse(payload).ok())
             .flatten()?;
         let (mut ours, mut priority, mut table) = (false, 0, None);
-        let (mut link, mut destination) = (None, None);
+        let (mut link, mut destination, mut source) = (None, None, None);
         for attribute in message.attributes {
             match attribute {
                 RuleAttribute::Protocol(protocol) => ours = u8::from(protocol) == PROTOCOL,
@@ -83,12 +93,14 @@ impl Rule {
                 RuleAttribute::Destination(IpAddr::V4(ip)) => {
                     destination = Ipv4Network::new(ip, message.header.dst_len).ok();
                 }
+                RuleAttribute::Source(IpAddr::V4(ip)) => source = Some(ip),
                 _ => {}
             }
         }
-        let selector = match destination {
-            Some(subnet) => Selector::OwnTo(subnet),
-            None => Selector::From(link?),
+        let selector = match (destination, source) {
+            (Some(subnet), _) => Selector::OwnTo(subnet),
+            (None, Some(ip)) => Selector::Source(ip),
+            (None, None) => Selector::From(link?),
         };
         ours.then_some(Self {
             priority,

@@ -1,0 +1,287 @@
+//! What a task's network namespace needs besides links: addresses, routes, and a way back for answers.
+//!
+//! On the ingress network requests come from clients outside with the clients' own addresses, and what
+//! is answered has to leave by the overlay, whatever other way out the task has:
+//!
+//! - A rule leads what is sent from the task's address there to a table with a default route by the
+//!   gateway. This is all that TCP needs, and UDP from a socket that is bound to the address. It also
+//!   satisfies strict source checks (`rp_filter`), which ask for the way back by the same rules.
+//! - The main table has a default route by the gateway as a last resort, so that a UDP server bound to no
+//!   address takes the right one where there is no other way. Where there is one, by Docker's bridge say,
+//!   it would take that one's address, before any hook could see the packet. A packet filter ([`answers`])
+//!   then puts the right source into it in the first hook of the way out, before connections are
+//!   tracked; the kernel thereupon routes it anew, by the rule. Setting a mark instead would change the
+//!   route and not the source, and by translation (`snat`) the answer would get another port, as the
+//!   right one is taken by the request's own connection.
+//!
+//! What a task sends outside of its own accord comes to the node's gateway by that last resort, and is
+//! answered there with an ICMP error: the ingress network has no way out.
+
+use std::{fmt::Write as _, io};
+
+use portolan_model::{INGRESS_NETWORK, MacAddress};
+
+use crate::{
+    AttachEndpoint, OverlayError,
+    alias::{Alias, Answers},
+    error::Doing,
+    names::{self, LAST_METRIC, TASK_RULE_PRIORITY},
+    netlink::{
+        ANYWHERE, Address, Framing, Hop, Kind, Link, MAIN_TABLE, Netlink, Route, Rule, Selector,
+    },
+    netns::{Netns, NetnsRef},
+    nft,
+};
+
+/// Gives the task's end of one pair its address and routes.
+pub(crate) fn finish(
+    inside: &mut Netlink,
+    mtu: u32,
+    endpoint: &AttachEndpoint,
+) -> Result<(), OverlayError> {
+    const LOOPBACK: &str = "lo";
+    let links = inside.links().doing("list", || "links".into())?;
+    let peer = find(&links, endpoint.mac)
+        .ok_or_else(|| OverlayError::LinkGone(format!("of the task on {}", endpoint.network)))?;
+    if peer.mtu != mtu {
+        inside
+            .set_mtu(peer.index, mtu)
+            .doing("set", || format!("MTU of link {} of the task", peer.name))?;
+    }
+    let loopback = links.iter().find(|link| link.name == LOOPBACK);
+    for link in loopback.into_iter().chain([peer]).filter(|link| !link.up) {
+        inside
+            .set_up(link.index)
+            .doing("take up", || format!("link {} of the task", link.name))?;
+    }
+    inside
+        .settle(peer.index)
+        .doing("settle", || format!("link {} of the task", peer.name))?;
+    let address = Address {
+        link: peer.index,
+        ip: endpoint.address.into(),
+        prefix: endpoint.subnet.prefix(),
+    };
+    let addresses = inside.addresses().doing("list", || "addresses".into())?;
+    if !addresses.contains(&address) {
+        inside
+            .add_address(&address)
+            .doing("add", || format!("address {} of the task", address.ip))?;
+    }
+    set_routes(inside, &routes_on(peer.index, endpoint))
+}
+
+/// Leads what is answered from the ingress network back by the overlay, if the task is on it. `turned`:
+/// the packet filter is there from an earlier time.
+pub(crate) fn lead_back(
+    netns: &Netns,
+    inside: &mut Netlink,
+    endpoints: &[AttachEndpoint],
+    turned: bool,
+) -> Result<Answers, OverlayError> {
+    let Some(ingress) = endpoints
+        .iter()
+        .find(|endpoint| endpoint.network.as_str() == INGRESS_NETWORK)
+    else {
+        return Ok(Answers::Straight);
+    };
+    let links = inside.links().doing("list", || "links".into())?;
+    let link = find(&links, ingress.mac)
+        .ok_or_else(|| OverlayError::LinkGone("of the task on ingress".into()))?;
+    let table = names::table(ingress.vni);
+    set_routes(inside, &ways_out(link.index, table, ingress))?;
+    let rule = Rule {
+        priority: TASK_RULE_PRIORITY,
+        selector: Selector::Source(ingress.address),
+        table,
+    };
+    if !remove_rules(inside, Some(&rule))? {
+        inside
+            .add_rule(&rule)
+            .doing("add", || format!("rule {} of the task", rule.selector))?;
+    }
+    let ours = |link: &Link| endpoints.iter().any(|e| is_end(link, e.mac));
+    let others = links
+        .iter()
+        .any(|link| link.up && link.framing != Framing::Loopback && !ours(link));
+    if !others && !turned {
+        return Ok(Answers::Straight);
+    }
+    match run_nft(netns, answers(ingress, &link.name)) {
+        Ok(()) => Ok(Answers::Turned),
+        // Its UDP is left to the relay, which the users are told of as long as it is so.
+        Err(reason) => {
+            tracing::debug!(reason, address = %ingress.address, "answers are not turned");
+            Ok(Answers::Astray)
+        }
+    }
+}
+
+/// Undoes what [`lead_back`] did and what does not go with the link.
+pub(crate) fn forget(
+    netns: &Netns,
+    inside: &mut Netlink,
+    turned: bool,
+) -> Result<(), OverlayError> {
+    remove_rules(inside, None)?;
+    if turned {
+        // Adding first makes the removal of one that is not there no error.
+        let script = format!("add table {TABLE}\ndelete table {TABLE}\n");
+        run_nft(netns, script).map_err(OverlayError::Filter)?;
+    }
+    Ok(())
+}
+
+/// Undoes in its namespace what was done for the end that an alias is of. A namespace that is gone, or
+/// is another one by now, is fine.
+pub(crate) fn leave(alias: &Alias) -> Result<(), OverlayError> {
+    let Some((netns, mut inside, _)) = enter(alias) else {
+        return Ok(());
+    };
+    if alias.network.as_str() != INGRESS_NETWORK {
+        return Ok(());
+    }
+    let turned = alias.end.as_ref().map(|end| end.answers);
+    forget(&netns, &mut inside, turned == Some(Answers::Turned))
+}
+
+/// Gives the task's end that an alias is of another MTU. `false`: it was not found.
+pub(crate) fn set_mtu(alias: &Alias, mtu: u32) -> Result<bool, OverlayError> {
+    let Some((_, mut inside, link)) = enter(alias) else {
+        return Ok(false);
+    };
+    if link.mtu != mtu {
+        inside
+            .set_mtu(link.index, mtu)
+            .doing("set", || format!("MTU of link {} of the task", link.name))?;
+    }
+    Ok(true)
+}
+
+/// The namespace that an alias names, if it is still the one with the task's end in it.
+fn enter(alias: &Alias) -> Option<(Netns, Netlink, Link)> {
+    let end = alias.end.as_ref()?;
+    let netns = Netns::open(&NetnsRef::Path(end.netns.clone()?)).ok()?;
+    let mut inside = netns.netlink().ok()?;
+    let links = inside.links().ok()?;
+    let link = find(&links, end.mac)?.clone();
+    Some((netns, inside, link))
+}
+
+/// The task's end with this Ethernet address.
+pub(crate) fn find(links: &[Link], mac: MacAddress) -> Option<&Link> {
+    links.iter().find(|link| is_end(link, mac))
+}
+
+fn is_end(link: &Link, mac: MacAddress) -> bool {
+    link.kind == Kind::Veth && link.mac == Some(mac)
+}
+
+fn set_routes(inside: &mut Netlink, wanted: &[Route]) -> Result<(), OverlayError> {
+    let routes = inside.routes().doing("list", || "routes".into())?;
+    for route in wanted.iter().filter(|route| !routes.contains(route)) {
+        inside
+            .set_route(route)
+            .doing("set", || format!("route {} of the task", route.destination))?;
+    }
+    Ok(())
+}
+
+fn routes_on(link: u32, endpoint: &AttachEndpoint) -> [Route; 2] {
+    let (source, gateway) = (endpoint.address, endpoint.gateway);
+    let route = |destination, hop| Route {
+        table: MAIN_TABLE,
+        destination,
+        metric: 0,
+        hop,
+    };
+    [
+        route(gateway.into(), Hop::Link { link, source }),
+        route(
+            endpoint.subnet,
+            Hop::Gateway {
+                link,
+                gateway,
+                source,
+            },
+        ),
+    ]
+}
+
+/// The default routes by the gateway, of the rule's table and of the main one.
+fn ways_out(link: u32, table: u32, ingress: &AttachEndpoint) -> [Route; 2] {
+    let route = |table, metric| Route {
+        table,
+        destination: ANYWHERE,
+        metric,
+        hop: Hop::Gateway {
+            link,
+            gateway: ingress.gateway,
+            source: ingress.address,
+        },
+    };
+    [route(table, 0), route(MAIN_TABLE, LAST_METRIC)]
+}
+
+/// Removes the rules by source that are ours, but for one; tells whether that one is there.
+fn remove_rules(inside: &mut Netlink, stays: Option<&Rule>) -> Result<bool, OverlayError> {
+    let mut there = false;
+    for rule in inside.rules().doing("list", || "rules".into())? {
+        if stays == Some(&rule) {
+            there = true;
+        } else if matches!(rule.selector, Selector::Source(_)) {
+            inside
+                .remove_rule(&rule)
+                .doing("remove", || format!("rule {} of the task", rule.selector))?;
+        }
+    }
+    Ok(there)
+}
+
+const TABLE: &str = "ip portolan_task";
+
+/// The packet filter that gives answers to what came by the overlay the source that was asked. What came
+/// is kept for as long as the relay keeps a UDP flow of which nothing is heard; of requests from one
+/// socket by two ways the later one counts. Applied again it forgets nothing.
+fn answers(ingress: &AttachEndpoint, link: &str) -> String {
+    const FLOWS: u32 = 1 << 17;
+    let address = ingress.address;
+    let mut script = format!(
+        "add table {TABLE}\n\
+         add set {TABLE} asked {{ type ipv4_addr . inet_service . inet_service; size {FLOWS}; \
+         flags dynamic,timeout; timeout 3m; }}\n"
+    );
+    for (chain, hook) in [
+        ("came", "filter hook input"),
+        ("leaves", "route hook output"),
+    ] {
+        // Writing to it does not fail.
+        let _ = writeln!(
+            script,
+            "add chain {TABLE} {chain} {{ type {hook} priority raw; }}\nflush chain {TABLE} {chain}"
+        );
+    }
+    let (from, to) = (
+        "ip saddr . udp sport . udp dport",
+        "ip daddr . udp dport . udp sport",
+    );
+    let _ = writeln!(
+        script,
+        "add rule {TABLE} came iifname \"{link}\" ip daddr {address} update @asked {{ {from} }}\n\
+         add rule {TABLE} came iifname != \"{link}\" delete @asked {{ {from} }}\n\
+         add rule {TABLE} leaves ip saddr != {address} {to} @asked update @asked {{ {to} }} \
+         ip saddr set {address}"
+    );
+    script
+}
+
+/// Runs a script of the packet filter in a namespace; the error is in words.
+fn run_nft(netns: &Netns, script: String) -> Result<(), String> {
+    let done = netns.run(move || {
+        nft::run(nft::PROGRAM, &["-f", "-"], &script).map_err(|failed| match failed {
+            nft::Failed::Missing => io::Error::other("nft is not installed"),
+            nft::Failed::Refused(words) => io::Error::other(words),
+        })
+    });
+    done.map(drop).map_err(|error| error.to_string())
+}
