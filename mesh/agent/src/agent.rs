@@ -5,7 +5,9 @@
 //! takes the agent down, with the reason.
 
 mod admin;
+mod bpf_fs;
 mod command;
+mod fast_path;
 mod health;
 mod http;
 mod join;
@@ -38,16 +40,18 @@ use node::{Identity, Node};
 use runner::{Reasons, Runner, Wires};
 use shared::Shared;
 use state::StateDir;
+pub use supervise::End;
 use supervise::Parts;
 
 /// The version of this build.
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// Runs the agent until it is told to stop, by SIGTERM, SIGINT or `portolan leave`.
+/// Runs the agent until it is told to stop: by SIGTERM, SIGINT or `portolan leave` for good, by SIGQUIT or SIGHUP
+/// for another that follows.
 ///
 /// # Errors
 /// It could not start, or one of its parts died.
-pub async fn run(config: Config) -> anyhow::Result<()> {
+pub async fn run(config: Config) -> anyhow::Result<End> {
     let config = Arc::new(config);
     if let Err(error) = portolan_relay::raise_open_files() {
         tracing::warn!(%error, "the limit of open files stays as it is");
@@ -94,7 +98,12 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         ..RelayConfig::default()
     };
     let relay = Relay::new(relay_config, tokio::runtime::Handle::current());
-    let (plane, plane_thread) = plane_thread::start(relay, Arc::clone(&empty));
+    let (plane, plane_thread) = plane_thread::start(
+        Arc::clone(&config),
+        relay,
+        Arc::clone(&empty),
+        overlay.standing(),
+    );
     let dns = Arc::new(DnsServer::new(dns_config(&config))?);
     let (commands, command_inbox) = mpsc::channel(64);
     let (leave, leave_inbox) = mpsc::channel(4);
@@ -120,7 +129,14 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         reasons: reason_sender,
         beat: beat_sender,
     };
-    let mut runner = Runner::new(node, state_dir, gossip.clone(), overlay.clone(), wires);
+    let mut runner = Runner::new(
+        node,
+        state_dir,
+        gossip.clone(),
+        overlay.clone(),
+        plane.clone(),
+        wires,
+    );
     runner.take_stack_files(&config.stacks)?;
 
     tracing::info!(node = config.name, advertise = %config.advertise, version = VERSION, "portolan starts");
@@ -147,7 +163,10 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         let (ends, snapshots) = (ends.clone(), snapshots.clone());
         async move { Ok(dns.run(snapshots, ends).await?) }
     });
-    parts.add("the plane", plane_thread::follow(plane.clone(), snapshots));
+    parts.add(
+        "the planes",
+        plane_thread::follow(plane.clone(), snapshots, overlay.standing()),
+    );
     parts.add(
         "systemd",
         supervise::notify(shared.clone(), beat, ends.clone()),
@@ -179,6 +198,7 @@ pub fn clean(config: &Config) -> Result<(), Vec<String>> {
     if let Err(error) = Relay::clean() {
         errors.push(with_causes(&error));
     }
+    errors.extend(fast_path::clean(&config.bpf_dir).err());
     if let Err(error) = StateDir::remove(&config.state_dir) {
         errors.push(with_causes(&error));
     }

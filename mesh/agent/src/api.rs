@@ -12,7 +12,7 @@
 //! | POST `/v1/node/drain`, `/v1/node/activate` | | [`NodeRow`] |
 //! | POST `/v1/leave` | [`Leave`] | `{}`, when done |
 //! | GET `/v1/keys`, POST `/v1/keys/install`, `/v1/keys/use`, `/v1/keys/remove` | [`Key`] | [`Keys`] |
-//! | GET `/v1/flows?limit=N` | | a list of [`portolan_plane::FlowView`] |
+//! | GET `/v1/flows?limit=N&service=S` | | a list of [`portolan_plane::FlowView`], each with its `service` |
 //! | GET `/v1/version` | | `{"version": "..."}` |
 //!
 //! Every error is a status of 400 and above with an [`ErrorBody`].
@@ -54,6 +54,8 @@ pub struct Status {
     pub table_hash: String,
     /// The planes of this node.
     pub planes: Vec<PlaneRow>,
+    /// What of the fast path is pinned, by name below `bpf_dir`; it goes on without an agent.
+    pub pins: Vec<String>,
     /// The MTU of the overlay.
     pub overlay_mtu: u32,
     /// Frontends served here.
@@ -86,7 +88,7 @@ pub struct PlaneRow {
     pub serving: bool,
     /// Why, or why not.
     pub reason: String,
-    /// How many frontends it serves.
+    /// How many frontends it serves; the relay listens for those of the fast path too.
     pub frontends: usize,
 }
 
@@ -101,6 +103,10 @@ pub struct PortRow {
     pub active: usize,
     /// Backends that keep their flows only.
     pub draining: usize,
+    /// The plane that new flows take: `relay` or `ebpf`.
+    pub plane: String,
+    /// Why it is the relay although the fast path serves here; `None` if it is not, or does not.
+    pub plane_reason: Option<String>,
     /// Why it is not served; `None` if it is.
     pub problem: Option<String>,
 }

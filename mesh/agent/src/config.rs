@@ -59,8 +59,12 @@ pub struct Config {
     pub data_path_port: u16,
     /// Stack files that are applied at the start, in order.
     pub stacks: Vec<PathBuf>,
-    /// Which plane is to forward. `Ebpf` is refused by [`resolve`]: this build has no fast path.
+    /// Which plane is to forward. The relay serves whatever is chosen; with `Ebpf` it is a problem if the fast path
+    /// cannot.
     pub plane: PlaneChoice,
+    /// Where the fast path's maps and links are pinned; a BPF file system is mounted where none is. One agent to a
+    /// directory.
+    pub bpf_dir: PathBuf,
     /// Where names that are not ours are asked for; empty: those of `/etc/resolv.conf`,
     /// which is read again when it changes.
     pub dns_upstream: Vec<SocketAddr>,

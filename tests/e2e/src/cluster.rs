@@ -16,17 +16,46 @@ pub const HTTP_PORT: u16 = 7947;
 pub struct Options {
     /// How many nodes: n1, n2, ...
     pub nodes: usize,
+    /// Which plane is to forward.
+    pub plane: Plane,
     /// Further arguments of every `portolan agent`.
     pub args: Vec<String>,
 }
 
+/// What `--plane` says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Plane {
+    /// The relay alone.
+    Relay,
+    /// The fast path, with the relay behind it; a node is ready only when it has it.
+    Ebpf,
+}
+
+impl Plane {
+    /// Its word on the command line and in what the agent shows.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Relay => "relay",
+            Self::Ebpf => "ebpf",
+        }
+    }
+}
+
 impl Options {
-    /// This many nodes, started as the README says.
+    /// This many nodes, started as the README says, with the relay alone.
     pub fn nodes(nodes: usize) -> Self {
         Self {
             nodes,
+            plane: Plane::Relay,
             args: Vec::new(),
         }
+    }
+
+    /// With this plane.
+    #[must_use]
+    pub fn plane(mut self, plane: Plane) -> Self {
+        self.plane = plane;
+        self
     }
 
     /// With further arguments for every agent.
@@ -168,7 +197,10 @@ impl Cluster {
             .arg(self.file(node, "state"))
             .arg("--socket")
             .arg(self.file(node, "agent.sock"))
-            .args(["--http", &format!("0.0.0.0:{HTTP_PORT}")]);
+            .args(["--http", &format!("0.0.0.0:{HTTP_PORT}")])
+            .args(["--plane", self.options.plane.word()])
+            .arg("--bpf-dir")
+            .arg(self.file(node, "bpf"));
         if !join.is_empty() {
             command.args(["--join", &join.join(",")]);
         }

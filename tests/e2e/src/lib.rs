@@ -13,4 +13,4 @@ pub mod answers;
 mod cluster;
 pub mod stream;
 
-pub use cluster::{Cluster, HTTP_PORT, Options, PATIENCE, Task};
+pub use cluster::{Cluster, HTTP_PORT, Options, PATIENCE, Plane, Task};

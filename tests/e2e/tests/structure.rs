@@ -33,6 +33,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "portolan-dns",
             "portolan-plane",
             "portolan-relay",
+            "portolan-ebpf",
             "portolan-testbed",
         ],
     ),

@@ -13,7 +13,6 @@ use axum::{
     http::{Method, StatusCode, Uri},
     routing::{delete, get, post},
 };
-use portolan_plane::FlowView;
 use serde::Deserialize;
 use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
@@ -22,6 +21,7 @@ pub(super) use socket::bind;
 
 use super::{
     http::connections::{self, Limits},
+    plane_thread::{FlowFilter, ServiceFlow},
     shared::Shared,
     views::Facts,
 };
@@ -103,17 +103,19 @@ async fn tasks(State(shared): State<Shared>) -> Json<Vec<TaskRow>> {
 #[serde(deny_unknown_fields)]
 struct FlowsQuery {
     limit: Option<usize>,
+    service: Option<String>,
 }
 
 async fn flows(
     State(shared): State<Shared>,
     query: Result<Query<FlowsQuery>, QueryRejection>,
-) -> Result<Json<Vec<FlowView>>, Refusal> {
-    let Query(FlowsQuery { limit }) = query.map_err(|e| Refusal::bad_input(e.body_text()))?;
+) -> Result<Json<Vec<ServiceFlow>>, Refusal> {
+    let Query(FlowsQuery { limit, service }) =
+        query.map_err(|e| Refusal::bad_input(e.body_text()))?;
     let (usual, most) = FLOWS;
-    Ok(Json(
-        shared.plane.flows(limit.unwrap_or(usual).min(most)).await,
-    ))
+    let limit = limit.unwrap_or(usual).min(most);
+    let filter = FlowFilter { limit, service };
+    Ok(Json(shared.plane.flows(filter).await))
 }
 
 async fn version() -> Json<serde_json::Value> {

@@ -12,10 +12,11 @@ use std::collections::BTreeMap;
 use anyhow::Context;
 use portolan_dns::DnsStats;
 use portolan_model::{Snapshot, TaskState};
-use portolan_plane::{Frontend, FrontendAddress, FrontendStats, PlaneStats};
+use portolan_plane::{Frontend, FrontendAddress, FrontendStats, PlaneKind, Standing};
 use prometheus::TextEncoder;
 
 use super::{
+    plane_thread::PlanesStats,
     shared::Shared,
     views::{Facts, member_word, task_word},
 };
@@ -46,7 +47,7 @@ pub(super) async fn text(shared: &Shared) -> anyhow::Result<String> {
 #[derive(Debug, Clone)]
 struct Counted {
     facts: Facts,
-    plane: PlaneStats,
+    plane: PlanesStats,
     gossip: Stats,
     dns: DnsStats,
     /// `None` where `/proc` does not tell.
@@ -62,7 +63,7 @@ impl Counted {
             1_u8,
         );
         self.expose_cluster(&mut to);
-        self.expose_plane(&mut to);
+        self.expose_planes(&mut to);
         self.expose_overlay(&mut to);
         self.expose_dns(&mut to);
         self.expose_gossip(&mut to);
@@ -85,29 +86,31 @@ impl Counted {
         }
     }
 
-    fn expose_plane(&self, to: &mut Exposition) {
-        let plane = self.facts.plane.to_string();
-        let standing = self.facts.standing.clone().unwrap_or_default();
-        let serving = self.facts.standing.is_some() && standing.unreadable.is_none();
-        to.add(&d::PLANE_SERVING, &[&plane], serving);
-        to.add(&d::PLANE_FRONTENDS, &[&plane, "served"], standing.served);
-        to.add(
-            &d::PLANE_FRONTENDS,
-            &[&plane, "failed"],
-            standing.failures.len(),
+    fn expose_planes(&self, to: &mut Exposition) {
+        let planes = self.facts.planes.clone().unwrap_or_default();
+        let relay = self.facts.planes.is_some() && planes.relay.unreadable.is_none();
+        let fast = &planes.fast;
+        expose_standing(
+            to,
+            PlaneKind::Relay,
+            relay,
+            planes.relay.served,
+            &planes.relay,
         );
-        to.add(
-            &d::PLANE_OPERATIONS,
-            &[&plane, "applied"],
-            standing.applied_total,
+        expose_standing(
+            to,
+            PlaneKind::Ebpf,
+            fast.serves,
+            fast.carried(),
+            &fast.standing,
         );
-        to.add(
-            &d::PLANE_OPERATIONS,
-            &[&plane, "failed"],
-            standing.failed_total,
-        );
-        for frontend in &self.plane.frontends {
-            expose_frontend(to, &plane, frontend);
+        for (kind, stats) in &self.plane.planes {
+            for frontend in &stats.frontends {
+                expose_frontend(to, &kind.to_string(), frontend);
+            }
+        }
+        for (counter, packets) in &self.plane.packets {
+            to.add(&d::FAST_PATH_PACKETS, &[counter.name], *packets);
         }
     }
 
@@ -200,6 +203,23 @@ impl Counted {
         to.add(&d::GOSSIP_DOWNS, &[], gossip.downs);
         to.add(&d::GOSSIP_PROTOCOL_ERRORS, &[], gossip.protocol_errors);
     }
+}
+
+fn expose_standing(
+    to: &mut Exposition,
+    plane: PlaneKind,
+    serves: bool,
+    served: usize,
+    standing: &Standing,
+) {
+    let plane = plane.to_string();
+    let failed = standing.failures.len();
+    to.add(&d::PLANE_SERVING, &[&plane], serves);
+    to.add(&d::PLANE_FRONTENDS, &[&plane, "served"], served);
+    to.add(&d::PLANE_FRONTENDS, &[&plane, "failed"], failed);
+    let (applied, failed) = (standing.applied_total, standing.failed_total);
+    to.add(&d::PLANE_OPERATIONS, &[&plane, "applied"], applied);
+    to.add(&d::PLANE_OPERATIONS, &[&plane, "failed"], failed);
 }
 
 fn expose_frontend(to: &mut Exposition, plane: &str, stats: &FrontendStats) {

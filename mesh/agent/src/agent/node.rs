@@ -41,6 +41,8 @@ pub(super) struct Node {
     state: LocalState,
     /// Whether the node is about to go.
     leaving: bool,
+    /// Whether others may send this node packets with clients' own addresses.
+    fast_path: bool,
     /// Whether absence in the catalog means anything yet.
     synced: bool,
     /// How far each task's namespace is attached.
@@ -73,6 +75,7 @@ impl Node {
             catalog: Catalog::new(id),
             state,
             leaving: false,
+            fast_path: false,
             synced: false,
             attach,
             given: BTreeMap::new(),
@@ -113,6 +116,11 @@ impl Node {
     /// Announces that the node is about to go.
     pub(super) fn set_leaving(&mut self) {
         self.leaving = true;
+    }
+
+    /// Says whether others may rely on this node's fast path.
+    pub(super) fn set_fast_path(&mut self, fast_path: bool) {
+        self.fast_path = fast_path;
     }
 
     /// Starts or ends the node's drain.
@@ -170,7 +178,7 @@ impl Node {
             underlay: self.identity.underlay,
             state,
             version: self.identity.version.clone(),
-            fast_path: false,
+            fast_path: self.fast_path,
         });
         let attaches = self.state.slices.iter().map(|(network, held)| {
             Record::NetworkAttach(NetworkAttach {

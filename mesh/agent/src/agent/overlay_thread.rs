@@ -9,7 +9,7 @@ use std::{
 };
 
 use portolan_model::{INGRESS_NETWORK, Snapshot, TaskId};
-use portolan_overlay::{Attachment, Counters, Overlay, OverlayError};
+use portolan_overlay::{Around, Attachment, Counters, Overlay, OverlayError};
 use tokio::sync::{oneshot, watch};
 
 /// How often the kernel is looked at for what goes wrong by itself.
@@ -38,6 +38,8 @@ pub(super) struct OverlayStanding {
     pub vanished: BTreeSet<TaskId>,
     /// Attachments that an earlier agent left.
     pub adopted: BTreeSet<TaskId>,
+    /// What the kernel has of the overlay, and around it; `None` until a snapshot has been programmed.
+    pub around: Option<Around>,
 }
 
 /// The way to the thread.
@@ -63,6 +65,7 @@ pub(super) fn start(
                 standing,
                 snapshot: None,
                 unfinished: false,
+                all_known: false,
             }
             .run(&inbox);
         }
@@ -126,6 +129,8 @@ struct Worker {
     snapshot: Option<Arc<Snapshot>>,
     /// Whether some of the snapshot could not be programmed.
     unfinished: bool,
+    /// Whether a synced snapshot has been programmed: only then what is not there is not wanted.
+    all_known: bool,
 }
 
 impl Worker {
@@ -191,6 +196,7 @@ impl Worker {
         };
         let failures = self.overlay.reconcile(&snapshot);
         self.unfinished = !failures.is_empty();
+        self.all_known |= snapshot.synced;
         // Networks fail under their own names, and what is common to all under the overlay's.
         let vital = |object: &str| object == INGRESS_NETWORK || object == "overlay";
         self.standing.send_modify(|standing| {
@@ -212,11 +218,14 @@ impl Worker {
             self.overlay.mtu(),
             self.overlay.problems(),
         );
+        // What cannot be read now stays as it was.
+        let around = self.all_known.then(|| self.overlay.around().ok()).flatten();
         self.standing.send_if_modified(|standing| {
             let before = standing.clone();
             standing.problems.retain(|p| p.starts_with("overlay: "));
             standing.problems.extend(problems);
             (standing.counters, standing.mtu, standing.vanished) = (counters, mtu, vanished);
+            standing.around = around.or(standing.around.take());
             *standing != before
         });
     }

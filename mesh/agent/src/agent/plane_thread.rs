@@ -1,4 +1,4 @@
-//! The thread that drives a plane: kernel programming blocks, and belongs to the thread's namespace.
+//! The thread that drives the planes: kernel programming blocks, and belongs to the thread's namespace.
 
 use std::{
     sync::{Arc, mpsc},
@@ -6,42 +6,106 @@ use std::{
     time::{Duration, Instant},
 };
 
+use portolan_ebpf::{Counter, EbpfPlane};
 use portolan_model::Snapshot;
-use portolan_plane::{DataPlane, FlowView, Frontend, PlaneKind, PlaneStats, Reconciler, Standing};
+use portolan_plane::{
+    DataPlane, FlowView, Frontend, FrontendSpec, PlaneKind, PlaneStats, Planes, Standing,
+};
+use portolan_relay::Relay;
+use serde::Serialize;
 use tokio::sync::{oneshot, watch};
+
+use super::{
+    fast_path::{FastPath, FastStanding},
+    overlay_thread::OverlayStanding,
+};
+use crate::config::Config;
+
+/// How often the fast path is looked at for what goes wrong by itself.
+const LOOK: Duration = Duration::from_secs(1);
 
 enum Request {
     Reconcile(Arc<Snapshot>),
-    Stats(oneshot::Sender<PlaneStats>),
-    Flows(usize, oneshot::Sender<Vec<FlowView>>),
+    Surround(Option<oneshot::Sender<()>>),
+    Stats(oneshot::Sender<PlanesStats>),
+    Flows(FlowFilter, oneshot::Sender<Vec<ServiceFlow>>),
+    TakeDown(oneshot::Sender<Result<(), String>>),
+}
+
+/// Which flows are asked for.
+#[derive(Debug, Clone)]
+pub(super) struct FlowFilter {
+    /// At most so many of each plane.
+    pub limit: usize,
+    /// Only those of the service of this name or id.
+    pub service: Option<String>,
+}
+
+impl FlowFilter {
+    /// Flows of all services.
+    pub(super) const fn any(limit: usize) -> Self {
+        Self {
+            limit,
+            service: None,
+        }
+    }
+}
+
+/// A flow, and the name of the service behind it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(super) struct ServiceFlow {
+    pub service: String,
+    #[serde(flatten)]
+    pub flow: FlowView,
+}
+
+/// The counters of all planes.
+#[derive(Debug, Clone, Default)]
+pub(super) struct PlanesStats {
+    pub planes: Vec<(PlaneKind, PlaneStats)>,
+    /// What the fast path's programs counted, by reason.
+    pub packets: Vec<(Counter, u64)>,
+}
+
+/// How the planes stand.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct PlanesStanding {
+    pub relay: Standing,
+    pub fast: FastStanding,
 }
 
 /// The way to the thread.
 #[derive(Debug, Clone)]
 pub(super) struct PlaneHandle {
-    pub kind: PlaneKind,
     requests: mpsc::Sender<Request>,
-    standing: watch::Receiver<Option<Standing>>,
+    standing: watch::Receiver<Option<PlanesStanding>>,
 }
 
-/// Starts the thread. It ends when the last handle is dropped, and the plane with it.
-pub(super) fn start<P: DataPlane + Send + 'static>(
-    plane: P,
+/// Starts the thread. It ends when the last handle is dropped, and the relay with it; the fast path's programs stay
+/// at work, unless they were taken down.
+pub(super) fn start(
+    config: Arc<Config>,
+    relay: Relay,
     snapshot: Arc<Snapshot>,
+    overlay: watch::Receiver<OverlayStanding>,
 ) -> (PlaneHandle, JoinHandle<()>) {
-    let kind = plane.kind();
     let (requests, inbox) = mpsc::channel();
     let (standing, watcher) = watch::channel(None);
-    let thread =
-        std::thread::spawn(move || run(Reconciler::new(plane, snapshot), &inbox, &standing));
-    (
-        PlaneHandle {
-            kind,
-            requests,
-            standing: watcher,
-        },
-        thread,
-    )
+    let thread = std::thread::spawn(move || {
+        let worker = Worker {
+            planes: Planes::new(relay, &snapshot),
+            fast: FastPath::open(&config),
+            snapshot,
+            overlay,
+            standing,
+        };
+        worker.run(&inbox);
+    });
+    let handle = PlaneHandle {
+        requests,
+        standing: watcher,
+    };
+    (handle, thread)
 }
 
 impl PlaneHandle {
@@ -50,22 +114,43 @@ impl PlaneHandle {
         self.send(Request::Reconcile(snapshot));
     }
 
-    /// The plane's counters.
-    pub(super) async fn stats(&self) -> PlaneStats {
+    /// Has the fast path told what the overlay sees now.
+    pub(super) fn surround(&self) {
+        self.send(Request::Surround(None));
+    }
+
+    /// As [`Self::surround`], and waits until it is done, or cannot be done.
+    pub(super) async fn surrounded(&self) {
+        let (reply, done) = oneshot::channel();
+        self.send(Request::Surround(Some(reply)));
+        // A thread that has ended takes the agent down; nobody has to be told here.
+        let _ended = done.await;
+    }
+
+    /// The planes' counters.
+    pub(super) async fn stats(&self) -> PlanesStats {
         let (reply, answer) = oneshot::channel();
         self.send(Request::Stats(reply));
         answer.await.unwrap_or_default()
     }
 
-    /// The plane's live flows, at most `limit`.
-    pub(super) async fn flows(&self, limit: usize) -> Vec<FlowView> {
+    /// The planes' live flows.
+    pub(super) async fn flows(&self, filter: FlowFilter) -> Vec<ServiceFlow> {
         let (reply, answer) = oneshot::channel();
-        self.send(Request::Flows(limit, reply));
+        self.send(Request::Flows(filter, reply));
         answer.await.unwrap_or_default()
     }
 
-    /// How the plane stands; `None` until it was given a snapshot.
-    pub(super) fn standing(&self) -> watch::Receiver<Option<Standing>> {
+    /// Takes the fast path down for good.
+    pub(super) async fn take_down(&self) -> Result<(), String> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Request::TakeDown(reply));
+        let ended = || Err("the planes' thread has ended".to_owned());
+        answer.await.unwrap_or_else(|_| ended())
+    }
+
+    /// How the planes stand; `None` until they were given a snapshot.
+    pub(super) fn standing(&self) -> watch::Receiver<Option<PlanesStanding>> {
         self.standing.clone()
     }
 
@@ -75,12 +160,15 @@ impl PlaneHandle {
     }
 }
 
-/// Hands every snapshot to the plane, until the snapshots or the plane end.
+/// Hands every snapshot to the planes, and tells the fast path of what is new around it, until the snapshots or the
+/// planes end.
 pub(super) async fn follow(
     plane: PlaneHandle,
     mut snapshots: watch::Receiver<Arc<Snapshot>>,
+    mut overlay: watch::Receiver<OverlayStanding>,
 ) -> anyhow::Result<()> {
     let mut standing = plane.standing();
+    let mut around = None;
     snapshots.mark_changed();
     loop {
         tokio::select! {
@@ -88,63 +176,191 @@ pub(super) async fn follow(
                 Ok(()) => plane.reconcile(Arc::clone(&snapshots.borrow_and_update())),
                 Err(_) => return Ok(()),
             },
-            changed = standing.changed() => changed.map_err(|_| anyhow::anyhow!("the plane's thread has ended"))?,
+            changed = overlay.changed() => {
+                changed.map_err(|_| anyhow::anyhow!("the overlay's thread has ended"))?;
+                let now = overlay.borrow_and_update().around.clone();
+                if now != around {
+                    around = now;
+                    plane.surround();
+                }
+            }
+            changed = standing.changed() => changed.map_err(|_| anyhow::anyhow!("the planes' thread has ended"))?,
         }
     }
 }
 
-fn run<P: DataPlane>(
-    mut reconciler: Reconciler<P>,
-    inbox: &mpsc::Receiver<Request>,
-    standing: &watch::Sender<Option<Standing>>,
-) {
-    let mut retry_at: Option<Instant> = None;
-    loop {
-        let wait = retry_at.map_or(Duration::from_hours(1), |at| {
-            at.saturating_duration_since(Instant::now())
-        });
-        let mut next = match inbox.recv_timeout(wait) {
-            Ok(request) => Some(request),
-            Err(mpsc::RecvTimeoutError::Timeout) => None,
-            Err(mpsc::RecvTimeoutError::Disconnected) => return,
-        };
-        let mut newest = None;
-        while let Some(request) = next.take().or_else(|| inbox.try_recv().ok()) {
-            match request {
-                Request::Reconcile(snapshot) => newest = Some(snapshot),
-                Request::Stats(reply) => drop(reply.send(reconciler.plane().stats())),
-                Request::Flows(limit, reply) => drop(reply.send(reconciler.plane().flows(limit))),
+struct Worker {
+    planes: Planes<Relay, EbpfPlane>,
+    fast: FastPath,
+    snapshot: Arc<Snapshot>,
+    overlay: watch::Receiver<OverlayStanding>,
+    standing: watch::Sender<Option<PlanesStanding>>,
+}
+
+impl Worker {
+    fn run(mut self, inbox: &mpsc::Receiver<Request>) {
+        let mut retry_at: Option<Instant> = None;
+        let mut look_at = Instant::now() + LOOK;
+        loop {
+            let next = retry_at.map_or(look_at, |at| at.min(look_at));
+            let mut next = match inbox.recv_timeout(next.saturating_duration_since(Instant::now()))
+            {
+                Ok(request) => Some(request),
+                Err(mpsc::RecvTimeoutError::Timeout) => None,
+                Err(mpsc::RecvTimeoutError::Disconnected) => return,
+            };
+            let (mut newest, mut look, mut told) = (None, false, Vec::new());
+            while let Some(request) = next.take().or_else(|| inbox.try_recv().ok()) {
+                match request {
+                    Request::Reconcile(snapshot) => newest = Some(snapshot),
+                    Request::Surround(reply) => {
+                        look = true;
+                        told.extend(reply);
+                    }
+                    other => self.answer(other),
+                }
+            }
+            let fresh = newest.is_some();
+            self.snapshot = newest.unwrap_or(self.snapshot);
+            let mut step = retry_at.is_some_and(|at| at <= Instant::now());
+            // Before the frontends: they may lead to nodes and tasks that were not known.
+            if look || fresh || look_at <= Instant::now() {
+                let around = self.overlay.borrow().around.clone();
+                step |= self
+                    .fast
+                    .look(&mut self.planes, &self.snapshot, around.as_ref());
+                look_at = Instant::now() + LOOK;
+            }
+            if fresh || step {
+                let wait = if fresh {
+                    self.planes.update(&self.snapshot)
+                } else {
+                    self.planes.step()
+                };
+                retry_at = wait.map(|wait| Instant::now() + wait);
+            }
+            if fresh || self.standing.borrow().is_some() {
+                self.tell();
+            }
+            for reply in told {
+                // Whoever waited may have gone.
+                let _unheard = reply.send(());
             }
         }
-        let due = retry_at.is_some_and(|at| at <= Instant::now());
-        let wait = match newest {
-            Some(snapshot) => reconciler.update(snapshot),
-            None if due => reconciler.step(),
-            None => continue,
+    }
+
+    fn answer(&mut self, request: Request) {
+        // An answer that cannot be delivered is one that no one waits for any more.
+        match request {
+            Request::Reconcile(_) | Request::Surround(_) => {}
+            Request::Stats(reply) => drop(reply.send(self.stats())),
+            Request::Flows(filter, reply) => drop(reply.send(self.flows(&filter))),
+            Request::TakeDown(reply) => {
+                drop(reply.send(self.fast.take_down(&mut self.planes)));
+            }
+        }
+    }
+
+    fn stats(&self) -> PlanesStats {
+        let relay = (PlaneKind::Relay, self.planes.slow().stats());
+        let fast = self.planes.fast();
+        let counters = fast.and_then(|fast| fast.counters().ok());
+        PlanesStats {
+            planes: [relay]
+                .into_iter()
+                .chain(fast.map(|fast| (PlaneKind::Ebpf, fast.stats())))
+                .collect(),
+            packets: counters.unwrap_or_default(),
+        }
+    }
+
+    fn flows(&self, filter: &FlowFilter) -> Vec<ServiceFlow> {
+        let relay = flows_of(self.planes.slow(), filter);
+        let fast = self.planes.fast().map(|fast| flows_of(fast, filter));
+        relay
+            .into_iter()
+            .chain(fast.into_iter().flatten())
+            .collect()
+    }
+
+    fn tell(&self) {
+        let now = PlanesStanding {
+            relay: self.planes.slow_standing().clone(),
+            fast: self.fast.standing(&self.planes),
         };
-        retry_at = wait.map(|wait| Instant::now() + wait);
-        standing.send_if_modified(|present| {
-            let new = reconciler.standing();
-            log_changes(present.as_ref(), new);
-            let changed = present.as_ref() != Some(new);
-            *present = Some(new.clone());
+        self.standing.send_if_modified(|present| {
+            log_changes(present.as_ref(), &now);
+            let changed = present.as_ref() != Some(&now);
+            *present = Some(now);
             changed
         });
     }
 }
 
+fn flows_of(plane: &impl DataPlane, filter: &FlowFilter) -> Vec<ServiceFlow> {
+    let served = plane.dump().unwrap_or_default();
+    let wanted = |spec: &FrontendSpec| match &filter.service {
+        Some(service) => spec.service.as_str() == service || spec.service_name == *service,
+        None => true,
+    };
+    // A filter needs all flows to choose from.
+    let asked = if filter.service.is_some() {
+        usize::MAX
+    } else {
+        filter.limit
+    };
+    let flows = plane.flows(asked).into_iter().filter_map(|flow| {
+        let spec = served.get(&flow.frontend).filter(|spec| wanted(spec))?;
+        Some(ServiceFlow {
+            service: spec.service_name.clone(),
+            flow,
+        })
+    });
+    flows.take(filter.limit).collect()
+}
+
 /// Logs each failure when it begins and when it is over, however often it is tried in between.
-fn log_changes(before: Option<&Standing>, now: &Standing) {
-    let known = |frontend: &Frontend| before.and_then(|standing| standing.failures.get(frontend));
-    for (frontend, error) in &now.failures {
-        if known(frontend) != Some(error) {
-            tracing::warn!(%frontend, error, "not served; it is tried again");
-        }
+fn log_changes(before: Option<&PlanesStanding>, now: &PlanesStanding) {
+    let relay = |standing: &PlanesStanding| {
+        let not_served = standing
+            .relay
+            .failures
+            .iter()
+            .chain(&standing.relay.unsupported);
+        not_served
+            .map(|(frontend, error)| (frontend.clone(), error.clone()))
+            .collect::<Vec<(Frontend, String)>>()
+    };
+    let fast = |standing: &PlanesStanding| {
+        let failures = standing.fast.standing.failures.iter();
+        failures
+            .map(|(frontend, error)| (frontend.clone(), error.clone()))
+            .collect::<Vec<(Frontend, String)>>()
+    };
+    log_between(
+        before.map(relay).unwrap_or_default(),
+        relay(now),
+        "not served; it is tried again",
+    );
+    log_between(
+        before.map(fast).unwrap_or_default(),
+        fast(now),
+        "left to the relay; the fast path tries again",
+    );
+    let served = before.is_some_and(|before| before.fast.serves);
+    if served != now.fast.serves {
+        let reason = now.fast.reason.as_deref().unwrap_or_default();
+        tracing::info!(serves = now.fast.serves, reason, "the fast path");
     }
-    let over = before
-        .into_iter()
-        .flat_map(|standing| standing.failures.keys());
-    for frontend in over.filter(|frontend| !now.failures.contains_key(frontend)) {
-        tracing::info!(%frontend, "no longer failing");
+}
+
+fn log_between(before: Vec<(Frontend, String)>, now: Vec<(Frontend, String)>, what: &str) {
+    for (frontend, error) in now.iter().filter(|failure| !before.contains(failure)) {
+        tracing::warn!(%frontend, error, "{what}");
+    }
+    for (frontend, _) in before {
+        if !now.iter().any(|(still, _)| *still == frontend) {
+            tracing::info!(%frontend, "no longer failing");
+        }
     }
 }

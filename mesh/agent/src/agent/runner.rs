@@ -21,6 +21,7 @@ use super::{
     health::HealthChecks,
     node::{AttachState, Node, Wanted},
     overlay_thread::OverlayHandle,
+    plane_thread::PlaneHandle,
     state::{LocalState, StateDir},
 };
 use crate::api::{Apply, Place};
@@ -53,6 +54,7 @@ pub(super) struct Runner {
     saved: LocalState,
     gossip: Gossip,
     overlay: OverlayHandle,
+    plane: PlaneHandle,
     wires: Wires,
     /// What was read of each owner last, to read again only what changed.
     owners: BTreeMap<NodeId, Arc<Owner>>,
@@ -94,6 +96,7 @@ impl Runner {
         state_dir: StateDir,
         gossip: Gossip,
         overlay: OverlayHandle,
+        plane: PlaneHandle,
         wires: Wires,
     ) -> Self {
         Self {
@@ -102,6 +105,7 @@ impl Runner {
             state_dir,
             gossip,
             overlay,
+            plane,
             wires,
             owners: BTreeMap::new(),
             published: None,
@@ -121,6 +125,7 @@ impl Runner {
     pub(super) async fn run(mut self) -> anyhow::Result<()> {
         let mut views = self.gossip.view();
         let mut overlay = self.overlay.standing();
+        let mut planes = self.plane.standing();
         views.mark_changed();
         self.forget_ended_processes();
         self.detach_orphans();
@@ -143,6 +148,9 @@ impl Runner {
                 },
                 changed = overlay.changed() => {
                     changed.map_err(|_| anyhow::anyhow!("the overlay's thread has ended"))?;
+                }
+                changed = planes.changed() => {
+                    changed.map_err(|_| anyhow::anyhow!("the planes' thread has ended"))?;
                 }
                 Some(done) = self.work.join_next() => {
                     let (id, done) = done.map_err(|e| anyhow::anyhow!("attaching died: {e}"))?;
@@ -187,6 +195,8 @@ impl Runner {
     /// Lets everything follow from what has just become known.
     pub(super) fn settle(&mut self) {
         self.let_go_of_vanished();
+        let fast_path = self.fast_path();
+        self.node.set_fast_path(fast_path.unwrap_or(false));
         self.node.settle_attachments();
         self.node.refresh(super::now_ms());
         self.apply_pending_stacks();
@@ -277,6 +287,13 @@ impl Runner {
             .collect();
     }
 
+    /// Whether others may rely on this node's fast path; `None` until that is known.
+    fn fast_path(&self) -> Option<bool> {
+        let standing = self.plane.standing();
+        let standing = standing.borrow();
+        standing.as_ref()?.fast.reliable
+    }
+
     fn publish(&mut self) {
         let snapshot = self.node.snapshot();
         let news = self.wires.snapshots.send_if_modified(|present| {
@@ -287,7 +304,8 @@ impl Runner {
         if news {
             self.overlay.reconcile(Arc::clone(snapshot));
         }
-        if !snapshot.synced {
+        // What an earlier agent said of this node counts until it is known whether the fast path is as it was.
+        if !snapshot.synced || self.fast_path().is_none() {
             return;
         }
         let records = self.node.records(super::now_ms());
@@ -318,10 +336,17 @@ impl Runner {
                 continue;
             }
             self.busy.insert(id.clone());
-            let (overlay, id, place) = (self.overlay.clone(), id.clone(), place.clone());
+            let (overlay, plane) = (self.overlay.clone(), self.plane.clone());
+            let (id, place) = (id.clone(), place.clone());
             self.work.spawn(async move {
                 let result = match attachment(&id, &place) {
-                    Some(attachment) => overlay.attach(attachment).await,
+                    Some(attachment) => {
+                        let attached = overlay.attach(attachment).await;
+                        // Before others hear of the task: the fast path would not know what to do with their
+                        // packets.
+                        plane.surrounded().await;
+                        attached
+                    }
                     None => Ok(()),
                 };
                 (id, Done::Attached(place, result))

@@ -4,14 +4,13 @@ use std::{collections::BTreeSet, sync::Arc, time::Instant};
 
 use portolan_dns::DnsServer;
 use portolan_gossip::{Gossip, View};
-use portolan_model::Snapshot;
-use portolan_plane::Standing;
+use portolan_model::{PlaneChoice, Snapshot};
 use tokio::sync::{mpsc, watch};
 
 use super::{
     command::Command,
     overlay_thread::{OverlayHandle, OverlayStanding},
-    plane_thread::PlaneHandle,
+    plane_thread::{PlaneHandle, PlanesStanding},
     runner::Reasons,
 };
 use crate::config::Config;
@@ -57,8 +56,8 @@ impl Shared {
         self.overlay.standing().borrow().clone()
     }
 
-    /// How the plane stands; `None` until it was given a snapshot.
-    pub(super) fn plane_standing(&self) -> Option<Standing> {
+    /// How the planes stand; `None` until they were given a snapshot.
+    pub(super) fn plane_standing(&self) -> Option<PlanesStanding> {
         self.plane.standing().borrow().clone()
     }
 
@@ -72,8 +71,21 @@ impl Shared {
         Arc::clone(&self.gossip.view().borrow())
     }
 
-    /// What the agent still waits for before it serves as it should; empty when it is ready.
+    /// What keeps the node from serving as it should; empty when it is ready. A fast path that is asked for and
+    /// missing is among it, though the relay serves meanwhile.
     pub(super) fn waiting_for(&self) -> BTreeSet<&'static str> {
+        let mut waits = self.starting();
+        let fast = self
+            .plane_standing()
+            .is_some_and(|planes| planes.fast.serves);
+        if self.config.plane == PlaneChoice::Ebpf && !fast {
+            waits.insert("plane: the fast path, which --plane ebpf asks for");
+        }
+        waits
+    }
+
+    /// What the agent still waits for before it serves at all.
+    pub(super) fn starting(&self) -> BTreeSet<&'static str> {
         let snapshot = self.snapshot();
         let programmed = self.overlay_standing().programmed;
         let planned = self.plane_standing().is_some();

@@ -14,12 +14,25 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     command::Command,
+    fast_path,
+    plane_thread::FlowFilter,
     shared::{LeaveRequest, Shared},
     state::StateDir,
 };
 
 /// How long the parts have to end once they are told.
 const GRACE: Duration = Duration::from_secs(5);
+
+/// How an agent ended that was told to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// It has left the cluster (SIGTERM, SIGINT, `portolan leave`).
+    Left,
+    /// It is still a member, and its fast path at work, for whoever starts the next one soon (SIGQUIT).
+    Stayed,
+    /// As [`End::Stayed`], and it wants to be started again at once, maybe from a newer file (SIGHUP).
+    Again,
+}
 
 /// The parts that run, by name.
 pub(super) struct Parts {
@@ -48,19 +61,23 @@ impl Parts {
         self.names.insert(handle.id(), (name, handle));
     }
 
-    /// Runs until a signal, a request to leave, or the end of a part; then leaves the cluster and ends the
-    /// other parts.
+    /// Runs until a signal, a request to leave, or the end of a part; then leaves the cluster, if that is what
+    /// it was told, and ends the other parts.
     pub(super) async fn run_until_told(
         mut self,
         shared: Shared,
         mut leave: mpsc::Receiver<LeaveRequest>,
-    ) -> anyhow::Result<()> {
+    ) -> anyhow::Result<End> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut quit = signal(SignalKind::quit())?;
+        let mut hang_up = signal(SignalKind::hangup())?;
         let request = tokio::select! {
             () = told(&mut terminate, &mut interrupt) => None,
             request = leave.recv() => request,
-            ended = self.next() => return ended,
+            _ = quit.recv() => return Ok(self.stay(shared, End::Stayed).await),
+            _ = hang_up.recv() => return Ok(self.stay(shared, End::Again).await),
+            ended = self.next() => return Err(ended),
         };
         tracing::info!("leaving the cluster");
         // Before the drain: a unit that is stopping may take its time.
@@ -68,34 +85,47 @@ impl Parts {
         tokio::select! {
             () = drain(&shared) => {}
             () = told(&mut terminate, &mut interrupt) => tracing::info!("told again: not waiting for connections to end"),
-            ended = self.next() => return ended,
+            ended = self.next() => return Err(ended),
         }
         tokio::select! {
             () = shared.gossip.leave() => {}
             () = told(&mut terminate, &mut interrupt) => tracing::info!("told again: not waiting for the others"),
         }
+        // Nobody would tell it any more of tasks that come and go.
+        let mut failed: Vec<String> = shared.plane.take_down().await.err().into_iter().collect();
         if let Some(request) = request {
-            let mut failed = Vec::new();
             if request.clean {
                 // It would set up again what is removed.
                 self.stop("the runner").await;
-                failed = clean(&shared).await;
-            }
-            for error in &failed {
-                tracing::warn!(error, "not removed");
+                failed.extend(clean(&shared).await);
             }
             // Whoever asked may have gone.
-            drop(request.done.send(failed));
+            drop(request.done.send(failed.clone()));
+        }
+        for error in &failed {
+            tracing::warn!(error, "not removed");
         }
         drop(shared);
         self.end().await;
-        Ok(())
+        Ok(End::Left)
+    }
+
+    /// Ends all parts and leaves the cluster, the overlay and the fast path as they are, for the agent that follows.
+    async fn stay(mut self, shared: Shared, end: End) -> End {
+        tracing::info!("ending without leaving the cluster: the fast path goes on");
+        tell(&[match end {
+            End::Again => sd_notify::NotifyState::Reloading,
+            End::Left | End::Stayed => sd_notify::NotifyState::Stopping,
+        }]);
+        drop(shared);
+        self.end().await;
+        end
     }
 
     /// The end of the next part, as an error that names it.
-    async fn next(&mut self) -> anyhow::Result<()> {
+    async fn next(&mut self) -> anyhow::Error {
         let Some(ended) = self.tasks.join_next_with_id().await else {
-            return Ok(());
+            return anyhow::anyhow!("there is nothing to run");
         };
         let (id, result) = match ended {
             Ok((id, result)) => (id, result),
@@ -104,8 +134,8 @@ impl Parts {
         let name = self.names.get(&id).map_or("a part", |(name, _)| *name);
         self.end().await;
         match result {
-            Ok(()) => Err(anyhow::anyhow!("{name} ended")),
-            Err(error) => Err(error.context(format!("{name} ended"))),
+            Ok(()) => anyhow::anyhow!("{name} ended"),
+            Err(error) => error.context(format!("{name} ended")),
         }
     }
 
@@ -149,7 +179,7 @@ async fn drain(shared: &Shared) {
     let others = stats.members_alive + stats.members_suspect > 1;
     while Instant::now() < until {
         look.tick().await;
-        if !others && shared.plane.flows(1).await.is_empty() {
+        if !others && shared.plane.flows(FlowFilter::any(1)).await.is_empty() {
             return;
         }
     }
@@ -160,6 +190,11 @@ async fn clean(shared: &Shared) -> Vec<String> {
     match tokio::task::spawn_blocking(Relay::clean).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => failed.push(super::with_causes(&error)),
+        Err(error) => failed.push(super::with_causes(&error)),
+    }
+    let dir = shared.config.bpf_dir.clone();
+    match tokio::task::spawn_blocking(move || fast_path::clean(&dir)).await {
+        Ok(done) => failed.extend(done.err()),
         Err(error) => failed.push(super::with_causes(&error)),
     }
     if let Err(error) = StateDir::remove(&shared.config.state_dir) {
@@ -188,7 +223,7 @@ pub(super) async fn notify(
                 }
             }
             _ = look.tick(), if !ready => {
-                if shared.waiting_for().is_empty() {
+                if shared.starting().is_empty() {
                     ready = true;
                     tracing::info!("ready");
                     tell(&[sd_notify::NotifyState::Ready]);

@@ -1,6 +1,7 @@
 //! What the agent shows of itself and of the cluster: the rows of the admin API, as pure functions of
 //! [`Facts`].
 
+mod planes;
 mod rows;
 
 use std::{
@@ -10,14 +11,15 @@ use std::{
 };
 
 use portolan_gossip::{KeyId, Member, MemberState, View};
-use portolan_model::{NodeState, PlaneChoice, Snapshot};
-use portolan_plane::{BackendState, Frontend, FrontendSpec, PlaneKind, Standing};
+use portolan_model::{NodeState, Snapshot};
 
 pub(super) use rows::task_word;
 
-use super::{overlay_thread::OverlayStanding, runner::Reasons, shared::Shared};
+use super::{
+    overlay_thread::OverlayStanding, plane_thread::PlanesStanding, runner::Reasons, shared::Shared,
+};
 use crate::{
-    api::{Counts, PlaneRow, PortRow, Status},
+    api::{Counts, Status},
     config::Config,
 };
 
@@ -32,9 +34,8 @@ pub(super) struct Facts {
     pub view: Arc<View>,
     pub reasons: Reasons,
     pub overlay: OverlayStanding,
-    pub plane: PlaneKind,
-    /// How the plane stands; `None` until it was given a snapshot.
-    pub standing: Option<Standing>,
+    /// How the planes stand; `None` until they were given a snapshot.
+    pub planes: Option<PlanesStanding>,
     pub dns_problems: Vec<String>,
     /// The key that gossip is sent with; `None` without keys.
     pub key: Option<KeyId>,
@@ -55,8 +56,7 @@ impl Facts {
             view: shared.view(),
             reasons: shared.reasons(),
             overlay: shared.overlay_standing(),
-            plane: shared.plane.kind,
-            standing: shared.plane_standing(),
+            planes: shared.plane_standing(),
             dns_problems: shared.dns.problems(),
             key: keys.iter().find(|key| key.primary).map(|key| key.id),
             waiting_for: shared
@@ -82,6 +82,11 @@ impl Facts {
                 .map_or_else(|| "off".to_owned(), |key| format!("on, key {key}")),
             table_hash: format!("{:016x}", self.view.table_hash),
             planes: self.planes(),
+            pins: self
+                .planes
+                .as_ref()
+                .map(|planes| planes.fast.pins.clone())
+                .unwrap_or_default(),
             overlay_mtu: self.overlay.mtu,
             ports: self.ports(),
             counts: Counts {
@@ -91,41 +96,6 @@ impl Facts {
                 tasks: self.snapshot.tasks.len(),
             },
             problems: self.problems(),
-        }
-    }
-
-    /// Every frontend of this node, in order.
-    pub(super) fn ports(&self) -> Vec<PortRow> {
-        portolan_plane::frontends(&self.snapshot)
-            .values()
-            .map(|spec| self.port(spec))
-            .collect()
-    }
-
-    fn port(&self, spec: &FrontendSpec) -> PortRow {
-        let active = spec
-            .backends
-            .iter()
-            .filter(|b| b.state == BackendState::Active)
-            .count();
-        PortRow {
-            frontend: spec.frontend.to_string(),
-            service: spec.service_name.clone(),
-            active,
-            draining: spec.backends.len() - active,
-            problem: self.frontend_problem(&spec.frontend),
-        }
-    }
-
-    /// Why a frontend is not served.
-    fn frontend_problem(&self, frontend: &Frontend) -> Option<String> {
-        match &self.standing {
-            None => Some("the plane has not begun yet".to_owned()),
-            Some(standing) => standing
-                .unreadable
-                .as_ref()
-                .or_else(|| standing.failures.get(frontend))
-                .cloned(),
         }
     }
 
@@ -148,36 +118,6 @@ impl Facts {
             .into_iter()
             .map(|(state, count)| (member_word(state).to_owned(), count))
             .collect()
-    }
-
-    fn planes(&self) -> Vec<PlaneRow> {
-        let chosen = match self.config.plane {
-            PlaneChoice::Auto => "auto: this build has no faster one",
-            PlaneChoice::Ebpf | PlaneChoice::Relay => "chosen by the configuration",
-        };
-        let (serving, reason) = match &self.standing {
-            None => (false, "has not been given anything to serve yet".to_owned()),
-            Some(Standing {
-                unreadable: Some(error),
-                ..
-            }) => (false, error.clone()),
-            Some(_) => (true, chosen.to_owned()),
-        };
-        let served = self.standing.as_ref().map_or(0, |standing| standing.served);
-        let plane = PlaneRow {
-            plane: self.plane.to_string(),
-            serving,
-            reason,
-            frontends: served,
-        };
-        let absent = PlaneRow {
-            plane: PlaneKind::Ebpf.to_string(),
-            serving: false,
-            reason: "this build has no fast path".to_owned(),
-            frontends: 0,
-        };
-        let other = (self.plane != PlaneKind::Ebpf).then_some(absent);
-        [plane].into_iter().chain(other).collect()
     }
 
     /// Everything that is not as it should be: of the node itself first, then members, then objects.
@@ -211,26 +151,6 @@ impl Facts {
             all.map(|problem| format!("service {}: {problem}", view.service.name))
         }));
         problems
-    }
-
-    fn plane_problems(&self) -> Vec<String> {
-        let Some(standing) = &self.standing else {
-            return Vec::new();
-        };
-        let wanted = portolan_plane::frontends(&self.snapshot);
-        let failures =
-            standing
-                .failures
-                .iter()
-                .map(|(frontend, error)| match wanted.get(frontend) {
-                    Some(spec) => format!("service {}: {frontend}: {error}", spec.service_name),
-                    None => format!("{frontend}: {error}"),
-                });
-        let unreadable = standing
-            .unreadable
-            .iter()
-            .map(|error| format!("plane {}: {error}", self.plane));
-        unreadable.chain(failures).collect()
     }
 
     fn member_problem(&self, member: &Member) -> String {

@@ -137,9 +137,12 @@ pub(crate) struct Listing {
 pub(crate) struct FlowsArgs {
     #[command(flatten)]
     pub(crate) listing: Listing,
-    /// How many at most
+    /// How many at most, of each plane
     #[arg(long, default_value_t = 100, value_name = "N")]
     pub(crate) limit: usize,
+    /// Only those of this service, by name or id
+    #[arg(long, value_name = "SERVICE")]
+    pub(crate) service: Option<portolan_model::ServiceId>,
 }
 
 #[derive(Debug, Subcommand)]

@@ -71,8 +71,10 @@ async fn request(client: &Client, command: Command) -> Result<(), Failure> {
         }
         Command::Flows(args) => {
             // Passed on as it came: what a flow holds is for the planes to say.
+            let service = args.service.map(|service| format!("&service={service}"));
+            let service = service.unwrap_or_default();
             let rows: Vec<serde_json::Value> = client
-                .get(&format!("/v1/flows?limit={}", args.limit))
+                .get(&format!("/v1/flows?limit={}{service}", args.limit))
                 .await?;
             show(args.listing.format, &rows, |rows| lists::flows(rows))
         }

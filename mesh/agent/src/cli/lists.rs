@@ -143,8 +143,10 @@ pub(crate) fn keys(keys: &Keys) -> String {
 struct Flow {
     client: String,
     frontend: Frontend,
+    service: String,
     task: String,
     backend: String,
+    plane: String,
     age: Age,
     bytes_in: u64,
     bytes_out: u64,
@@ -192,14 +194,18 @@ fn plain(value: &Value) -> String {
 }
 
 pub(crate) fn flows(rows: &[Value]) -> String {
-    let mut table = Table::new(["CLIENT", "FRONTEND", "TASK", "BACKEND", "AGE", "IN", "OUT"]);
+    let mut table = Table::new([
+        "CLIENT", "FRONTEND", "SERVICE", "TASK", "BACKEND", "PLANE", "AGE", "IN", "OUT",
+    ]);
     for row in rows {
         match Flow::deserialize(row) {
             Ok(flow) => table.row([
                 flow.client,
                 flow.frontend.shown(),
+                flow.service,
                 flow.task,
                 flow.backend,
+                flow.plane,
                 duration(flow.age.secs),
                 bytes(flow.bytes_in),
                 bytes(flow.bytes_out),
@@ -221,7 +227,7 @@ mod tests {
     use super::*;
 
     fn flow(address: FrontendAddress, port: u16) -> Value {
-        serde_json::to_value(FlowView {
+        let mut row = serde_json::to_value(FlowView {
             client: "192.0.2.1:5".parse().unwrap(),
             frontend: Frontend {
                 address,
@@ -235,9 +241,11 @@ mod tests {
             bytes_out: 2000,
             packets_in: None,
             packets_out: None,
-            plane: PlaneKind::Relay,
+            plane: PlaneKind::Ebpf,
         })
-        .unwrap()
+        .unwrap();
+        row["service"] = "web".into();
+        row
     }
 
     #[test]
@@ -258,8 +266,10 @@ mod tests {
             [
                 "192.0.2.1:5",
                 "*:8080/tcp",
+                "web",
                 "t1",
                 "10.1.0.2:80",
+                "ebpf",
                 "5",
                 "s",
                 "10",

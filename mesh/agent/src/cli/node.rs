@@ -1,6 +1,6 @@
 //! The commands that run an agent, or end one.
 
-use std::{path::Path, time::Duration};
+use std::{os::unix::process::CommandExt, path::Path, process::Command, time::Duration};
 
 use tracing_subscriber::EnvFilter;
 
@@ -90,9 +90,25 @@ pub(crate) fn agent(socket: Option<String>, args: AgentArgs) -> Result<(), Failu
         .enable_all()
         .build()
         .map_err(|error| Failure::failed(format!("no runtime: {error}")))?;
-    runtime
+    let ended = runtime
         .block_on(agent::run(config))
-        .map_err(|error| Failure::failed(format!("{error:#}")))
+        .map_err(|error| Failure::failed(format!("{error:#}")))?;
+    // All that the runtime still holds is let go of, so that the next agent finds it free.
+    drop(runtime);
+    match ended {
+        agent::End::Left | agent::End::Stayed => Ok(()),
+        agent::End::Again => Err(start_again()),
+    }
+}
+
+/// Becomes the program that this one was started from, which may be a newer one by now, with the same arguments. The
+/// process stays, and so do its environment and whoever watches it.
+fn start_again() -> Failure {
+    let mut arguments = std::env::args_os();
+    let program = arguments.next().unwrap_or_else(|| "portolan".into());
+    let error = Command::new(&program).args(arguments).exec();
+    let program = program.display();
+    Failure::failed(format!("cannot start {program} again: {error}"))
 }
 
 fn log_to_stderr(config: &Config) -> Result<(), Failure> {

@@ -2,11 +2,13 @@
 
 use std::fmt::Write as _;
 
-use super::table::{Paint, Table, duration};
+use super::table::{Paint, Table, duration, shorten};
 use crate::api::{PortRow, Status};
 
 /// How many ports and problems are shown; the rest is counted. The lists have them all.
 const SHOWN: usize = 15;
+/// How many pins are shown.
+const PINS: usize = 4;
 
 pub(crate) fn screen(status: &Status, paint: Paint) -> String {
     let mut text = String::new();
@@ -79,6 +81,10 @@ pub(crate) fn screen(status: &Status, paint: Paint) -> String {
         };
         line("Plane", format!("{} {standing}{reason}", plane.plane));
     }
+    if !status.pins.is_empty() {
+        let pins = count(status.pins.len(), "pin");
+        line("Pinned", format!("{pins}: {}", shorten(&status.pins, PINS)));
+    }
     ports(&mut text, &status.ports, paint);
     problems(&mut text, &status.problems, paint);
     text
@@ -93,19 +99,28 @@ fn ports(text: &mut String, ports: &[PortRow], paint: Paint) {
     let (mut shown, served): (Vec<_>, Vec<_>) =
         ports.iter().partition(|port| port.problem.is_some());
     shown.extend(served);
-    let mut table = Table::new(["PORT", "SERVICE", "ACTIVE", "DRAINING", "PROBLEM"]);
+    let mut table = Table::new(["PORT", "SERVICE", "ACTIVE", "DRAINING", "PLANE", "PROBLEM"]);
     for port in shown.iter().take(SHOWN) {
         table.row([
             port.frontend.clone(),
             port.service.clone(),
             port.active.to_string(),
             port.draining.to_string(),
+            plane(port),
             port.problem.clone().unwrap_or_default(),
         ]);
     }
     let _ = write!(text, "\n{}", table.render());
     if ports.len() > SHOWN {
         let _ = writeln!(text, "and {} more: portolan services", ports.len() - SHOWN);
+    }
+}
+
+/// The plane that has a port, and why, if it could be expected to be another.
+fn plane(port: &PortRow) -> String {
+    match &port.plane_reason {
+        Some(reason) => format!("{}: {reason}", port.plane),
+        None => port.plane.clone(),
     }
 }
 
@@ -144,6 +159,8 @@ mod tests {
             service: "web".into(),
             active: 2,
             draining: 0,
+            plane: "relay".into(),
+            plane_reason: Some("PROXY protocol".into()),
             problem: problem.map(Into::into),
         };
         let mut ports: Vec<_> = (1000..1020).map(|number| port(number, None)).collect();
@@ -168,6 +185,7 @@ mod tests {
                 reason: "chosen".into(),
                 frontends: 21,
             }],
+            pins: ["v1/flows", "v1/from_mesh-3"].map(Into::into).into(),
             overlay_mtu: 1450,
             ports,
             counts: Counts {
@@ -196,11 +214,19 @@ mod tests {
             lines.contains(&"Plane       relay serves 21 frontends: chosen"),
             "{screen}"
         );
+        assert!(
+            lines.contains(&"Pinned      2 pins: v1/flows, v1/from_mesh-3"),
+            "{screen}"
+        );
         let header = lines
             .iter()
             .position(|line| line.starts_with("PORT"))
             .unwrap();
         assert!(lines[header + 1].starts_with("*:80/tcp"), "{screen}");
+        assert!(
+            lines[header + 1].contains("relay: PROXY protocol"),
+            "{screen}"
+        );
         assert!(lines.contains(&"and 6 more: portolan services"), "{screen}");
         assert!(
             screen.ends_with("\n1 problem\n  port 80/tcp is held\n"),

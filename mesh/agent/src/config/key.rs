@@ -33,6 +33,8 @@ pub enum Key {
     Stack,
     /// The plane asked for.
     Plane,
+    /// Where the fast path is pinned.
+    BpfDir,
     /// Resolvers for other names.
     DnsUpstream,
     /// The port of DNS.
@@ -60,7 +62,7 @@ pub(crate) enum Shape {
 
 impl Key {
     /// Every key, in the order of the help.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::Name,
         Self::Advertise,
         Self::GossipPort,
@@ -74,6 +76,7 @@ impl Key {
         Self::DataPathPort,
         Self::Stack,
         Self::Plane,
+        Self::BpfDir,
         Self::DnsUpstream,
         Self::DnsPort,
         Self::LogFormat,
@@ -97,6 +100,7 @@ impl Key {
             Self::DataPathPort => "data_path_port",
             Self::Stack => "stack",
             Self::Plane => "plane",
+            Self::BpfDir => "bpf_dir",
             Self::DnsUpstream => "dns_upstream",
             Self::DnsPort => "dns_port",
             Self::LogFormat => "log_format",
@@ -131,6 +135,7 @@ impl Key {
             | Self::Socket
             | Self::Http
             | Self::Plane
+            | Self::BpfDir
             | Self::LogFormat
             | Self::Log => Shape::Text,
         }
@@ -145,7 +150,7 @@ impl Key {
             Self::Join => "HOST[:PORT],...",
             Self::KeyFile | Self::Stack => "FILE",
             Self::Insecure => "BOOL",
-            Self::StateDir => "DIR",
+            Self::StateDir | Self::BpfDir => "DIR",
             Self::Socket => "PATH",
             Self::Http => "IP:PORT",
             Self::Plane => "PLANE",
@@ -176,6 +181,7 @@ impl Key {
             Self::DataPathPort => "UDP port of the overlay, the same on all nodes [default: 4789]",
             Self::Stack => "Stack file to apply at the start; may be given again",
             Self::Plane => "What forwards: auto, ebpf or relay [default: auto]",
+            Self::BpfDir => "Where the fast path is pinned [default: /sys/fs/bpf/portolan]",
             Self::DnsUpstream => "Resolvers for other names [default: those of /etc/resolv.conf]",
             Self::DnsPort => "Port of DNS on the gateway addresses [default: 53]",
             Self::LogFormat => "text or json [default: text]",

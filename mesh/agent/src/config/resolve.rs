@@ -68,6 +68,11 @@ impl Reader {
         let data_path_port = self.one(Key::DataPathPort, 4789, value::port);
         let stacks = self.stacks(machine);
         let plane = self.one(Key::Plane, PlaneChoice::Auto, value::plane);
+        let bpf_dir = self.one(
+            Key::BpfDir,
+            portolan_ebpf::DEFAULT_PINS.into(),
+            value::absolute,
+        );
         let dns_upstream = self.many(Key::DnsUpstream, value::resolver);
         let dns_port = self.one(Key::DnsPort, 53, value::port);
         let log_format = self.one(Key::LogFormat, LogFormat::Text, value::log_format);
@@ -114,6 +119,7 @@ impl Reader {
             data_path_port: data_path_port?,
             stacks: stacks?,
             plane: plane?,
+            bpf_dir: bpf_dir?,
             dns_upstream: dns_upstream?,
             dns_port: dns_port?,
             log_format: log_format?,

@@ -141,7 +141,7 @@ fn members_take_the_gossip_port_unless_they_have_their_own() {
 
 #[test]
 fn all_problems_come_at_once_each_with_its_place_and_remedy() {
-    let toml = "data_path_prot = 4789\n\ngossip_port = 70000\nhttp = 7947\njoin = [\n  '10.0.0.1:x',\n  'nowhere',\n]\nplane = 'ebpf'\n";
+    let toml = "data_path_prot = 4789\n\ngossip_port = 70000\nhttp = 7947\njoin = [\n  '10.0.0.1:x',\n  'nowhere',\n]\nplane = 'ebfp'\nbpf_dir = 'pins'\n";
     let env = [
         ("PORTOLAN_HTTP", "127.0.0.1"),
         ("PORTOLAN_ADVERTIZE", "10.0.0.5"),
@@ -158,7 +158,9 @@ fn all_problems_come_at_once_each_with_its_place_and_remedy() {
             "p.toml:6: join: '10.0.0.1:x' is no member; give an address or a name, with a port if it is \
              another one: 10.0.0.5, node2:7946",
             "PORTOLAN_HTTP: '127.0.0.1' is no address with a port; add the port: 127.0.0.1:7947",
-            "p.toml:9: plane: this build has no fast path; give auto or relay, which forward in userspace",
+            "p.toml:9: plane: 'ebfp' is no plane; did you mean ebpf?",
+            "p.toml:10: bpf_dir: 'pins' is no directory below /; give its whole path, such as \
+             /sys/fs/bpf/portolan",
             "--log: 'inof' is no log level; did you mean info?",
             "--max-connections: '-1' is no limit; give a whole number, at least 1",
             "key_file: not given, and 10.0.0.5 is reached by others: without a key anybody there could take \

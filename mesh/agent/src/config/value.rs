@@ -155,6 +155,18 @@ pub(crate) fn path(text: &str) -> Parsed<PathBuf> {
     Ok(text.into())
 }
 
+/// A path that means the same from everywhere, below the root.
+pub(crate) fn absolute(text: &str) -> Parsed<PathBuf> {
+    let path = path(text)?;
+    if !path.is_absolute() || path.parent().is_none() {
+        return Err(Fault::new(
+            format!("{} is no directory below /", quoted(text)),
+            "give its whole path, such as /sys/fs/bpf/portolan",
+        ));
+    }
+    Ok(path)
+}
+
 /// A path at which a unix socket can be bound.
 pub(crate) fn socket(text: &str) -> Parsed<PathBuf> {
     /// `sun_path` of unix(7), less the zero byte at its end.
@@ -189,10 +201,7 @@ pub(crate) fn plane(text: &str) -> Parsed<PlaneChoice> {
     match text {
         "auto" => Ok(PlaneChoice::Auto),
         "relay" => Ok(PlaneChoice::Relay),
-        "ebpf" => Err(Fault::new(
-            "this build has no fast path",
-            "give auto or relay, which forward in userspace",
-        )),
+        "ebpf" => Ok(PlaneChoice::Ebpf),
         _ => Err(choice(text, "plane", &["auto", "ebpf", "relay"])),
     }
 }

@@ -44,7 +44,7 @@ fn the_agent_refuses_its_configuration_with_all_problems_at_once() {
                 "--config",
                 &config,
                 "--plane",
-                "ebpf",
+                "ebfp",
                 "--join",
                 "10.0.0.1,a:b:c",
             ])
@@ -56,7 +56,7 @@ fn the_agent_refuses_its_configuration_with_all_problems_at_once() {
         format!("{config}:2: unknown key 'gosip_port'; did you mean gossip_port?"),
         "--join: 'a:b:c' is no member; ".to_owned(),
         format!("{config}:3: http: 'x' is no address with a port; "),
-        "--plane: this build has no fast path; ".to_owned(),
+        "--plane: 'ebfp' is no plane; did you mean ebpf?".to_owned(),
         "PORTOLAN_DNS_PORT: '0' is no port; ".to_owned(),
         "key_file: not given, and 10.0.0.5 is reached by others".to_owned(),
     ];

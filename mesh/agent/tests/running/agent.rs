@@ -95,6 +95,7 @@ impl Agent {
             data_path_port: 4789,
             stacks: Vec::new(),
             plane: PlaneChoice::Auto,
+            bpf_dir: node.dir().join("bpf"),
             dns_upstream: Vec::new(),
             dns_port: 53,
             log_format: LogFormat::Text,
@@ -177,8 +178,11 @@ fn run(node: &Arc<Node>, config: &Config) -> JoinHandle<Result<()>> {
     let (inside, config) = (Arc::clone(node), config.clone());
     std::thread::spawn(move || {
         // The threads of the runtime, and those of the agent, are made inside and so belong there.
-        inside
-            .enter(|| tokio::runtime::Runtime::new()?.block_on(portolan_agent::agent::run(config)))
+        inside.enter(|| {
+            tokio::runtime::Runtime::new()?
+                .block_on(portolan_agent::agent::run(config))
+                .map(drop)
+        })
     })
 }
 

@@ -12,6 +12,7 @@ use std::process;
 use std::str::FromStr;
 
 use anyhow::{Context, Result, anyhow, bail};
+use rustix::mount::{UnmountFlags, unmount};
 
 use super::{netns, pids};
 use crate::programs::ip;
@@ -70,8 +71,10 @@ pub(super) fn remove(name: &str) -> Result<()> {
         errors.extend(ip(&["netns", "del", name]).err());
     }
     errors.extend(remove_dir(&etc_dir(name)).err());
+    let dir = Path::new(ROOT).join(name);
+    errors.extend(unmount_below(&dir).err());
     if errors.is_empty() {
-        errors.extend(remove_dir(&Path::new(ROOT).join(name)).err());
+        errors.extend(remove_dir(&dir).err());
     }
     none_of(&errors).with_context(|| format!("cannot remove namespace {name}"))
 }
@@ -103,6 +106,23 @@ fn remove_dir(dir: &Path) -> Result<()> {
         }
         _ => Ok(()),
     }
+}
+
+/// Unmounts what programs inside have mounted in a namespace's directory, such as a BPF file system; with it goes
+/// what is pinned there.
+fn unmount_below(dir: &Path) -> Result<()> {
+    let path = "/proc/self/mountinfo";
+    let mounts = fs::read_to_string(path).context(path)?;
+    // proc_pid_mountinfo(5): the fifth field is the mount point. Names of namespaces have nothing to be escaped.
+    let points = mounts.lines().filter_map(|line| line.split(' ').nth(4));
+    let below: Vec<&str> = points
+        .filter(|point| Path::new(point).starts_with(dir))
+        .collect();
+    // The last one mounted comes first off.
+    for point in below.into_iter().rev() {
+        unmount(point, UnmountFlags::DETACH).with_context(|| format!("cannot unmount {point}"))?;
+    }
+    Ok(())
 }
 
 fn none_of(errors: &[anyhow::Error]) -> Result<()> {

@@ -73,6 +73,9 @@ definitions! {
     PLANE_IDLE_TIMEOUTS = Counter "portolan_plane_idle_timeouts_total" ["plane", "service", "port", "protocol"]
         "Flows that the idle timeout ended.";
 
+    FAST_PATH_PACKETS = Counter "portolan_fast_path_packets_total" ["reason"]
+        "What the fast path's programs did with packets and flows, by reason, since its maps were made; the table below tells each.";
+
     OVERLAY_ERRORS = Counter "portolan_overlay_programming_errors_total" []
         "Operations on links, routes, neighbours and rules that the kernel refused; they are tried again.";
     OVERLAY_MTU = Gauge "portolan_overlay_mtu_bytes" []

@@ -6,7 +6,7 @@ use std::{
 
 use portolan_dns::QueryCount;
 use portolan_model::{NetworkName, Protocol};
-use portolan_plane::BackendStats;
+use portolan_plane::{BackendStats, PlaneKind, PlaneStats};
 
 use super::{
     definitions::{ALL, Kind},
@@ -47,12 +47,26 @@ fn counted() -> Counted {
     let vip = FrontendAddress::Vip(NetworkName::ingress(), [10, 9, 0, 2].into());
     Counted {
         facts: testing::facts(),
-        plane: PlaneStats {
-            frontends: vec![
-                frontend(at(1), 8080, 100),
-                frontend(at(2), 8080, 11),
-                frontend(vip, 0, 7),
+        plane: PlanesStats {
+            planes: vec![
+                (
+                    PlaneKind::Relay,
+                    PlaneStats {
+                        frontends: vec![
+                            frontend(at(1), 8080, 100),
+                            frontend(at(2), 8080, 11),
+                            frontend(vip, 0, 7),
+                        ],
+                    },
+                ),
+                (
+                    PlaneKind::Ebpf,
+                    PlaneStats {
+                        frontends: vec![frontend(at(1), 8080, 50)],
+                    },
+                ),
             ],
+            packets: portolan_ebpf::COUNTERS.into_iter().zip(1..).collect(),
         },
         gossip: Stats {
             members_alive: 2,
@@ -199,7 +213,7 @@ fn no_series_is_there_twice() {
 fn a_node_that_waits_is_not_ready() {
     let mut counted = counted();
     counted.facts.waiting_for = vec!["gossip".to_owned()];
-    counted.facts.standing = None;
+    counted.facts.planes = None;
     let text = TextEncoder::new()
         .encode_to_string(&counted.expose().families())
         .unwrap();

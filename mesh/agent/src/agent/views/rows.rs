@@ -1,13 +1,10 @@
 //! Nodes, networks, services and tasks, one row each.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
-};
+use std::{collections::BTreeSet, net::Ipv4Addr};
 
 use portolan_model::{
-    EndpointMode, INGRESS_NETWORK, NetworkView, NodeId, NodeState, PublishMode, ServiceId,
-    ServiceView, TaskId, TaskState, TaskView,
+    EndpointMode, INGRESS_NETWORK, NetworkView, NodeId, NodeState, PublishMode, ServiceView,
+    TaskId, TaskState, TaskView,
 };
 
 use super::{Facts, member_word, state_word};
@@ -103,23 +100,6 @@ impl Facts {
         views
             .map(|(id, view)| self.service(view, unserved.remove(id).unwrap_or_default()))
             .collect()
-    }
-
-    /// What keeps this node from serving frontends, by service.
-    fn unserved(&self) -> BTreeMap<ServiceId, Vec<String>> {
-        let mut unserved = BTreeMap::<ServiceId, Vec<String>>::new();
-        let failures = self.standing.iter().flat_map(|standing| &standing.failures);
-        let wanted = portolan_plane::frontends(&self.snapshot);
-        for (frontend, error) in failures {
-            if let Some(spec) = wanted.get(frontend) {
-                let problem = format!("{frontend} on this node: {error}");
-                unserved
-                    .entry(spec.service.clone())
-                    .or_default()
-                    .push(problem);
-            }
-        }
-        unserved
     }
 
     fn service(&self, view: &ServiceView, unserved: Vec<String>) -> ServiceRow {

@@ -2,11 +2,12 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
+use portolan_model::PlaneChoice;
 use portolan_model::{
     Catalog, Endpoint, HealthCheck, HealthProbe, INGRESS_NETWORK, NetworkAttach, NetworkName, Node,
     NodeId, Protocol, PublishMode, PublishedPort, Record, Service, Slice, Task, TaskState,
 };
-use portolan_plane::{DataPlane, FakePlane, Plan};
+use portolan_plane::{DataPlane, FakePlane, Plan, Standing};
 
 use super::*;
 use crate::config::LogFormat;
@@ -26,6 +27,7 @@ pub(in crate::agent) fn config() -> Config {
         data_path_port: 4789,
         stacks: Vec::new(),
         plane: PlaneChoice::Auto,
+        bpf_dir: "/sys/fs/bpf/portolan".into(),
         dns_upstream: Vec::new(),
         dns_port: 53,
         log_format: LogFormat::Text,
@@ -158,10 +160,12 @@ pub(in crate::agent) fn facts() -> Facts {
             mtu: 1450,
             ..OverlayStanding::default()
         },
-        plane: PlaneKind::Relay,
-        standing: Some(Standing {
-            served,
-            ..Standing::default()
+        planes: Some(PlanesStanding {
+            relay: Standing {
+                served,
+                ..Standing::default()
+            },
+            ..PlanesStanding::default()
         }),
         dns_problems: Vec::new(),
         key: None,

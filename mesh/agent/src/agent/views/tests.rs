@@ -90,8 +90,9 @@ fn problems_stand_on_the_node_and_on_the_object() {
         .into_keys()
         .next()
         .unwrap();
-    let standing = facts.standing.as_mut().unwrap();
-    standing
+    let planes = facts.planes.as_mut().unwrap();
+    planes
+        .relay
         .failures
         .insert(frontend, "port 8080/tcp is held".to_owned());
     facts.overlay.problems = vec!["overlay: ingress: add route: EPERM".to_owned()];
@@ -129,7 +130,7 @@ fn problems_stand_on_the_node_and_on_the_object() {
 #[test]
 fn a_plane_that_cannot_be_read_serves_nothing() {
     let mut facts = facts();
-    facts.standing.as_mut().unwrap().unreadable = Some("no access".to_owned());
+    facts.planes.as_mut().unwrap().relay.unreadable = Some("no access".to_owned());
     let status = facts.status();
     assert_eq!(
         (status.planes[0].serving, status.planes[0].reason.as_str()),
@@ -141,7 +142,7 @@ fn a_plane_that_cannot_be_read_serves_nothing() {
             .contains(&"plane relay: no access".to_owned())
     );
     assert!(status.ports.iter().all(|port| port.problem.is_some()));
-    facts.standing = None;
+    facts.planes = None;
     assert!(!facts.status().planes[0].serving);
     assert!(facts.ports().iter().all(|port| port.problem.is_some()));
 }

@@ -1,0 +1,257 @@
+//! The fast path as the agent has it: opened where it can work, told what is around it, and lost and found again.
+
+mod around;
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr},
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use portolan_ebpf::EbpfPlane;
+use portolan_model::{PlaneChoice, Snapshot};
+use portolan_overlay::Around;
+use portolan_plane::{DataPlane, Frontend, Planes, Standing};
+
+use super::bpf_fs;
+use crate::config::Config;
+
+/// How soon a fast path that could not be opened is tried again.
+const REOPEN: Duration = Duration::from_secs(30);
+/// How many looks in a row have to fail until others are told: one alone may have met a link that just went.
+const PATIENCE: u32 = 2;
+
+/// How the fast path stands.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct FastStanding {
+    /// Whether it takes packets.
+    pub serves: bool,
+    /// Why it does not, or what is wrong with it.
+    pub reason: Option<String>,
+    /// How its frontends stand.
+    pub standing: Standing,
+    /// Which frontends are the relay's although it serves, and why.
+    pub left: BTreeMap<Frontend, String>,
+    /// What is pinned, by name.
+    pub pins: Vec<String>,
+    /// Whether others may rely on it; `None` until that is known.
+    pub reliable: Option<bool>,
+}
+
+impl FastStanding {
+    /// How many frontends it carries.
+    pub(super) fn carried(&self) -> usize {
+        let present = |frontend: &&Frontend| {
+            !self.standing.failures.contains_key(*frontend)
+                && !self.standing.unsupported.contains_key(*frontend)
+        };
+        let left = self.left.keys().filter(present).count();
+        self.standing.served.saturating_sub(left)
+    }
+}
+
+/// The fast path of the thread that has it.
+pub(super) struct FastPath {
+    choice: PlaneChoice,
+    dir: PathBuf,
+    underlay: IpAddr,
+    state: State,
+    /// What was wrong at the last look, and how many looks in a row something was.
+    errors: Vec<String>,
+    failed_looks: u32,
+}
+
+enum State {
+    /// Not wanted here, or not any more.
+    Off(&'static str),
+    /// It cannot work here; it is tried again.
+    Absent { reason: String, again: Instant },
+    /// Open, and left as it is until it is known what is around it: an earlier agent may have left it at work.
+    Waiting {
+        plane: Box<EbpfPlane>,
+        underlay: Ipv4Addr,
+    },
+    /// It is one of the planes.
+    Serving { underlay: Ipv4Addr },
+}
+
+impl FastPath {
+    /// Opens the fast path if it is wanted, or removes what an earlier one left.
+    pub(super) fn open(config: &Config) -> Self {
+        let mut path = Self {
+            choice: config.plane,
+            dir: config.bpf_dir.clone(),
+            underlay: config.advertise,
+            state: State::Off("not asked for: --plane relay"),
+            errors: Vec::new(),
+            failed_looks: 0,
+        };
+        match path.choice {
+            PlaneChoice::Relay => path.errors.extend(path.remove().err()),
+            PlaneChoice::Auto | PlaneChoice::Ebpf => path.try_open(),
+        }
+        path
+    }
+
+    /// Tells the fast path what is around it, which also mends it. What nobody knows yet is no reason to change
+    /// anything. Returns whether the planes have something new to do.
+    pub(super) fn look<S: DataPlane>(
+        &mut self,
+        planes: &mut Planes<S, EbpfPlane>,
+        snapshot: &Snapshot,
+        around: Option<&Around>,
+    ) -> bool {
+        if matches!(&self.state, State::Absent { again, .. } if *again <= Instant::now()) {
+            self.try_open();
+        }
+        let Some(around) = around.filter(|_| snapshot.synced) else {
+            return false;
+        };
+        let (State::Waiting { underlay, .. } | State::Serving { underlay }) = self.state else {
+            return false;
+        };
+        let surroundings = around::surroundings(around, snapshot, underlay);
+        let new = match std::mem::replace(&mut self.state, State::Serving { underlay }) {
+            State::Waiting { mut plane, .. } => {
+                self.note(plane.surround(&surroundings));
+                planes.set_fast(*plane);
+                true
+            }
+            _ => false,
+        };
+        if !new && let Some(plane) = planes.fast_mut() {
+            let surrounded = plane.surround(&surroundings);
+            self.note(surrounded);
+        }
+        new
+    }
+
+    /// Takes the fast path down for good: its programs are detached, and nothing stays pinned.
+    pub(super) fn take_down<S: DataPlane>(
+        &mut self,
+        planes: &mut Planes<S, EbpfPlane>,
+    ) -> Result<(), String> {
+        self.state = State::Off("taken down: this node leaves");
+        drop(planes.take_fast());
+        self.remove()
+    }
+
+    /// How it stands.
+    pub(super) fn standing<S: DataPlane>(&self, planes: &Planes<S, EbpfPlane>) -> FastStanding {
+        let serves = matches!(self.state, State::Serving { .. });
+        let reason = match &self.state {
+            State::Off(reason) => Some((*reason).to_owned()),
+            State::Absent { reason, .. } => Some(reason.clone()),
+            State::Waiting { .. } => Some("waits to know what is around it".to_owned()),
+            State::Serving { .. } => None,
+        };
+        let errors = (!self.errors.is_empty()).then(|| self.errors.join("; "));
+        FastStanding {
+            serves,
+            reason: errors.or(reason),
+            standing: planes.fast_standing().cloned().unwrap_or_default(),
+            left: if serves {
+                left(planes)
+            } else {
+                BTreeMap::new()
+            },
+            pins: self.pins(),
+            reliable: match self.state {
+                State::Waiting { .. } => None,
+                State::Serving { .. } => Some(self.failed_looks < PATIENCE),
+                State::Off(_) | State::Absent { .. } => Some(false),
+            },
+        }
+    }
+
+    fn try_open(&mut self) {
+        let opened = match self.underlay {
+            IpAddr::V4(underlay) => open_plane(&self.dir).map(|plane| State::Waiting {
+                plane: Box::new(plane),
+                underlay,
+            }),
+            IpAddr::V6(_) => Err("the underlay is IPv6, which it does not carry".to_owned()),
+        };
+        self.state = opened.unwrap_or_else(|reason| {
+            let known =
+                matches!(&self.state, State::Absent { reason: before, .. } if *before == reason);
+            if !known {
+                tracing::warn!(reason, "the fast path cannot work here; the relay serves");
+            }
+            State::Absent {
+                reason,
+                again: Instant::now() + REOPEN,
+            }
+        });
+    }
+
+    fn note(&mut self, surrounded: Result<(), Vec<portolan_ebpf::EbpfError>>) {
+        let errors: Vec<String> = match surrounded {
+            Ok(()) => Vec::new(),
+            Err(errors) => errors.iter().map(|e| super::with_causes(e)).collect(),
+        };
+        self.failed_looks = if errors.is_empty() {
+            0
+        } else {
+            self.failed_looks.saturating_add(1)
+        };
+        for error in errors.iter().filter(|error| !self.errors.contains(error)) {
+            tracing::warn!(error, "the fast path is not whole; it is tried again");
+        }
+        if errors.is_empty() && !self.errors.is_empty() {
+            tracing::info!("the fast path is whole again");
+        }
+        self.errors = errors;
+    }
+
+    fn remove(&self) -> Result<(), String> {
+        if !self.dir.exists() {
+            return Ok(());
+        }
+        EbpfPlane::clean(&self.dir).map_err(|e| super::with_causes(&e))
+    }
+
+    fn pins(&self) -> Vec<String> {
+        let pins = EbpfPlane::pins(&self.dir).unwrap_or_default();
+        let mut names: Vec<String> = pins
+            .iter()
+            .filter_map(|pin| Some(pin.strip_prefix(&self.dir).ok()?.display().to_string()))
+            .collect();
+        names.sort();
+        names
+    }
+}
+
+/// Removes all pins below a directory, and the file system that an agent mounted for them.
+///
+/// # Errors
+/// What could not be removed.
+pub(super) fn clean(dir: &std::path::Path) -> Result<(), String> {
+    if dir.exists() {
+        EbpfPlane::clean(dir).map_err(|e| super::with_causes(&e))?;
+    }
+    bpf_fs::release(dir).map_err(|e| format!("{e:#}"))
+}
+
+fn open_plane(dir: &std::path::Path) -> Result<EbpfPlane, String> {
+    bpf_fs::prepare(dir).map_err(|e| format!("{e:#}"))?;
+    portolan_ebpf::probe(dir).map_err(|e| e.to_string())?;
+    EbpfPlane::open(dir).map_err(|e| super::with_causes(&e))
+}
+
+/// Why frontends are the relay's although the fast path serves.
+fn left<S: DataPlane>(planes: &Planes<S, EbpfPlane>) -> BTreeMap<Frontend, String> {
+    let (Some(plane), Some(standing)) = (planes.fast(), planes.fast_standing()) else {
+        return BTreeMap::new();
+    };
+    let reasons = planes.desired().filter_map(|frontend| {
+        let reason = planes
+            .kept_from_fast(frontend)
+            .or_else(|| standing.failures.get(frontend).cloned())
+            .or_else(|| standing.unsupported.get(frontend).cloned())
+            .or_else(|| plane.left_to_relay(frontend))?;
+        Some((frontend.clone(), reason))
+    });
+    reasons.collect()
+}
