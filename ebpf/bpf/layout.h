@@ -104,6 +104,11 @@ struct network {
 	__be32 gateway;
 };
 
+/* The agent's network namespace. */
+struct host {
+	__u64 netns; /* its cookie; 0 is none */
+};
+
 enum counter {
 #define COUNTER(name, text, meaning) name,
 #include "counters.h"
@@ -133,6 +138,7 @@ enum counter {
 		__type(value, value_type);                                                                   \
 	} map_name SEC(".maps")
 
+MAP(BPF_MAP_TYPE_ARRAY, host, __u32, struct host, 1);
 MAP(BPF_MAP_TYPE_ARRAY, networks, __u32, struct network, MAX_NETWORKS);
 /* The network of each VXLAN link and of each task's link, by the link's index. */
 MAP(BPF_MAP_TYPE_HASH, links, __u32, __u32, 32768);
@@ -142,6 +148,7 @@ MAP(BPF_MAP_TYPE_ARRAY, tickets, __u32, __u32, MAX_FRONTENDS);
 MAP(BPF_MAP_TYPE_HASH, slots, struct slot_key, __u32, 2 * MAX_BACKENDS);
 MAP(BPF_MAP_TYPE_ARRAY, backends, __u32, struct backend, MAX_BACKENDS);
 MAP(BPF_MAP_TYPE_PERCPU_ARRAY, backend_stats, __u32, struct backend_counters, MAX_BACKENDS);
+/* The agent says how many. */
 MAP(BPF_MAP_TYPE_LRU_HASH, flows, struct tuple, struct flow, 524288);
 MAP(BPF_MAP_TYPE_HASH, own, __be32, __u32, 1024);
 MAP(BPF_MAP_TYPE_HASH, peers, __u32, __u32, 4096);

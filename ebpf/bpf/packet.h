@@ -64,7 +64,8 @@ static __always_inline void parse_icmp(struct __sk_buff *skb, struct packet *p)
 static __always_inline void parse(struct __sk_buff *skb, struct packet *p)
 {
 	*p = (struct packet){};
-	if (skb->protocol != htons(0x0800) || !reach(skb, L4 + 8))
+	/* The kernel takes a VLAN's tag off before: the packet is for the VLAN's device, where the program sees it again. */
+	if (skb->protocol != htons(0x0800) || skb->vlan_present || !reach(skb, L4 + 8))
 		return;
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	if (data + L4 + 8 > end)

@@ -25,6 +25,41 @@ pub enum EbpfError {
         #[source]
         source: io::Error,
     },
+    /// The kernel does not tell the network namespace of the agent.
+    #[error("read the cookie of the network namespace")]
+    Namespace(#[source] io::Error),
+    /// The pins are those of an agent in another network namespace; nothing changed.
+    #[error(
+        "{} is the fast path of another network namespace: give this agent a directory of its own (--bpf-dir)",
+        path.display()
+    )]
+    Foreign {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// The pinned table of flows has another size than is wanted; nothing changed.
+    #[error(
+        "{} has room for {present} flows, not for {wanted}: keep that number, or run `portolan leave --clean`, which \
+         ends all flows, and start again",
+        path.display()
+    )]
+    Size {
+        /// The pin.
+        path: PathBuf,
+        /// Its size.
+        present: u32,
+        /// The size asked for.
+        wanted: u32,
+    },
+    /// A pinned map cannot be read; nothing changed.
+    #[error("{}", path.display())]
+    Pinned {
+        /// The pin.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: MapError,
+    },
     /// The kernel refused the object; maps that were made stay pinned.
     #[error("load the programs")]
     Load(#[source] LoadError),

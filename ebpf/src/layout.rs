@@ -129,6 +129,10 @@ layouts! {
         service: [u8; 64],
         name: [u8; 128],
     }
+    /// The agent's network namespace.
+    HostValue = "host" {
+        netns: u64,
+    }
     /// A network of this node.
     NetworkValue = "network" {
         ifindex: u32,

@@ -15,13 +15,14 @@ mod error;
 mod layout;
 mod links;
 mod maps;
+mod netns;
 mod plane;
 mod probe;
 mod surroundings;
 
 pub use counters::{COUNTERS, Counter};
 pub use error::EbpfError;
-pub use plane::EbpfPlane;
+pub use plane::{EbpfPlane, OpenOptions};
 pub use probe::probe;
 pub use surroundings::{Mesh, Surroundings, TaskLink};
 

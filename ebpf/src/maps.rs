@@ -9,7 +9,7 @@ use crate::{
     EbpfError,
     layout::{
         BackendCounters, BackendLabel, BackendValue, Flow, FrontendKey, FrontendLabel,
-        FrontendValue, NetworkValue, SlotKey, TaskValue, Tuple,
+        FrontendValue, HostValue, NetworkValue, SlotKey, TaskValue, Tuple,
     },
 };
 
@@ -17,6 +17,7 @@ pub(crate) type Hash<K, V> = HashMap<MapData, K, V>;
 
 /// All maps of the object.
 pub(crate) struct Maps {
+    pub(crate) host: Array<MapData, HostValue>,
     pub(crate) networks: Array<MapData, NetworkValue>,
     pub(crate) links: Hash<u32, u32>,
     pub(crate) frontends: Hash<FrontendKey, FrontendValue>,
@@ -35,6 +36,7 @@ pub(crate) struct Maps {
 impl Maps {
     pub(crate) fn take(object: &mut Ebpf) -> Result<Self, EbpfError> {
         Ok(Self {
+            host: take(object, "host")?,
             networks: take(object, "networks")?,
             links: take(object, "links")?,
             frontends: take(object, "frontends")?,

@@ -2,6 +2,7 @@
 
 mod adopt;
 mod around;
+mod open;
 #[cfg(test)]
 mod packets;
 mod served;
@@ -15,20 +16,21 @@ use std::{
     sync::Arc,
 };
 
-use aya::{Ebpf, EbpfLoader, programs::SchedClassifier};
+use aya::Ebpf;
 use portolan_plane::{
     Actual, DataPlane, Failure, FlowView, Frontend, Op, OpError, Plan, PlaneKind, PlaneStats,
     Unavailable,
 };
 
 use crate::{
-    ABI, ABSENT, COUNTERS, Counter, EbpfError, OBJECT, Surroundings,
+    ABI, COUNTERS, Counter, EbpfError, Surroundings,
     error::Doing,
     layout::BackendValue,
     links::{self, FROM_MESH, FROM_OUTSIDE, FROM_TASK},
     maps::{Hash, Maps},
     probe,
 };
+pub use open::OpenOptions;
 use served::Served;
 
 /// The eBPF plane.
@@ -68,50 +70,6 @@ impl Place {
 }
 
 impl EbpfPlane {
-    /// Opens the fast path of the calling thread's network namespace, with its pins below `pins`. What an earlier
-    /// agent left there is adopted: its maps, its frontends, and with the first [`Self::surround`] its links.
-    ///
-    /// # Errors
-    /// The programs cannot be loaded; none is attached.
-    pub fn open(pins: &Path) -> Result<Self, EbpfError> {
-        if !ABSENT.is_empty() {
-            return Err(EbpfError::Absent(ABSENT));
-        }
-        let pins = pins.join(ABI);
-        fs::create_dir_all(&pins).map_err(|source| EbpfError::Pins {
-            path: pins.clone(),
-            source,
-        })?;
-        let mut object = EbpfLoader::new()
-            .default_map_pin_directory(&pins)
-            .load(OBJECT)
-            .map_err(EbpfError::Load)?;
-        for program in links::PROGRAMS {
-            let loaded: &mut SchedClassifier = object
-                .program_mut(program)
-                .and_then(|program| program.try_into().ok())
-                .ok_or(EbpfError::Incomplete(program))?;
-            loaded.load().map_err(|source| EbpfError::Program {
-                doing: "load",
-                program,
-                source,
-            })?;
-        }
-        let maps = Maps::take(&mut object)?;
-        let mut plane = Self {
-            pins,
-            object,
-            maps,
-            surroundings: Surroundings::default(),
-            served: BTreeMap::new(),
-            places: BTreeMap::new(),
-            free_frontends: Free::default(),
-            free_backends: Free::default(),
-        };
-        plane.adopt()?;
-        Ok(plane)
-    }
-
     /// Takes notice of what is around: writes it into the maps, attaches the programs to the links named, and to
     /// no others, and mends links that someone detached. To be called before the first plan is applied, at each
     /// change, and now and then.

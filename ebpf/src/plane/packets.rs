@@ -5,6 +5,7 @@ mod bytes;
 mod cost;
 mod ingress;
 mod networks;
+mod vlan;
 
 use std::{path::Path, sync::Arc, thread};
 
@@ -46,6 +47,14 @@ struct Rig {
 
 /// Runs a test on a thread with namespaces of its own.
 fn on_rig<T: Send>(test: impl FnOnce(&mut Rig) -> T + Send) -> T {
+    on_rig_with(&[], test)
+}
+
+/// The same with maps of these sizes.
+fn on_rig_with<T: Send>(
+    sizes: &[(&'static str, u32)],
+    test: impl FnOnce(&mut Rig) -> T + Send,
+) -> T {
     let inside = || {
         let dir = tempfile::tempdir().unwrap();
         // SAFETY: no file descriptor table is unshared, which is what this call is unsafe for.
@@ -58,7 +67,7 @@ fn on_rig<T: Send>(test: impl FnOnce(&mut Rig) -> T + Send) -> T {
         )
         .unwrap();
         mount("bpf", dir.path(), "bpf", MountFlags::empty(), None).unwrap();
-        let result = test(&mut Rig::new(&dir.path().join("portolan")));
+        let result = test(&mut Rig::new(&dir.path().join("portolan"), sizes));
         unmount(dir.path(), UnmountFlags::DETACH).unwrap();
         result
     };
@@ -93,8 +102,8 @@ fn spec(protocol: Protocol, backends: &[End]) -> FrontendSpec {
 }
 
 impl Rig {
-    fn new(pins: &Path) -> Self {
-        let mut plane = EbpfPlane::open(pins).unwrap();
+    fn new(pins: &Path, sizes: &[(&'static str, u32)]) -> Self {
+        let mut plane = EbpfPlane::open_with(pins, sizes).unwrap();
         let mac = |last| MacAddress([2, 0, 0, 0, 0, last]);
         plane.surroundings = Surroundings {
             networks: BTreeMap::from([(ingress(), mesh("lo", 4096, [10, 208, 0, 0], 12))]),

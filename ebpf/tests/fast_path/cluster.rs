@@ -3,13 +3,13 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, mpsc},
     thread::{self, JoinHandle},
 };
 
 use anyhow::{Context, Result, ensure};
-use portolan_ebpf::{EbpfPlane, Mesh, Surroundings, TaskLink};
+use portolan_ebpf::{EbpfPlane, Mesh, OpenOptions, Surroundings, TaskLink};
 use portolan_model::{
     MacAddress, NetworkView, Node as NodeRecord, NodeId, NodeState, Protocol, Slice, Snapshot,
     claims,
@@ -45,7 +45,15 @@ impl Inside {
 
     /// A new agent after the last one.
     pub(crate) fn open(&mut self) {
-        self.plane = Some(EbpfPlane::open(&self.pins).unwrap());
+        self.plane = Some(EbpfPlane::open(&options(&self.pins)).unwrap());
+    }
+}
+
+/// How the tests open the fast path.
+pub(crate) fn options(pins: &Path) -> OpenOptions {
+    OpenOptions {
+        pins: pins.to_owned(),
+        flows: 65_536,
     }
 }
 
@@ -74,7 +82,7 @@ impl NodeThread {
                     data_path_port: DEFAULT_PORT,
                 })?;
                 let pins = dir.path().join("portolan");
-                let plane = Some(EbpfPlane::open(&pins)?);
+                let plane = Some(EbpfPlane::open(&options(&pins))?);
                 Ok(Inside {
                     overlay,
                     plane,
@@ -123,7 +131,7 @@ impl Drop for NodeThread {
 }
 
 /// Mounts a BPF file system that only the calling thread sees, so that nothing of the machine is touched.
-pub(crate) fn private_bpffs(at: &std::path::Path) -> Result<()> {
+pub(crate) fn private_bpffs(at: &Path) -> Result<()> {
     // SAFETY: no file descriptor table is unshared, which is what this call is unsafe for.
     #[expect(unsafe_code, reason = "the change is for this thread alone")]
     unsafe {

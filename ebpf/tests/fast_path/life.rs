@@ -1,20 +1,23 @@
 //! Agents come and go, backends too, and flows stay where they are.
 
 use std::{
+    fs::File,
     io::{Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
+    os::fd::AsFd,
     sync::Arc,
     time::Duration,
 };
 
 use anyhow::{Result, ensure};
-use portolan_ebpf::EbpfPlane;
+use portolan_ebpf::{EbpfError, EbpfPlane};
 use portolan_model::Protocol;
 use portolan_plane::{BackendState, DataPlane, Op, Plan};
 use portolan_testbed::{Namespace, http_get, wait_until};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::{
-    cluster::{Cluster, frontend, spec},
+    cluster::{Cluster, frontend, options, spec},
     reach::whoami,
 };
 
@@ -215,4 +218,39 @@ fn what_the_relay_has_it_keeps() -> Result<()> {
     let answer = http_get(&client, &to.to_string())?;
     assert_eq!(answer.body, format!("{} {}", TASKS[0].1, client.ipv4()));
     Ok(())
+}
+
+/// Pins outlive agents, and so must not serve a network namespace that they were not made for.
+#[test]
+fn pins_are_of_one_network_namespace_and_of_one_size() -> Result<()> {
+    let cluster = Cluster::new(1)?;
+    let client = cluster.lab.client("c1")?;
+    let elsewhere = client.path();
+    cluster.threads[0].run(move |inside| {
+        let mut options = options(&inside.pins);
+        options.flows += 1;
+        let error = EbpfPlane::open(&options).err().unwrap();
+        ensure!(
+            matches!(
+                error,
+                EbpfError::Size {
+                    present: 65_536,
+                    ..
+                }
+            ),
+            "{error}"
+        );
+        ensure!(error.to_string().contains("leave --clean"), "{error}");
+        options.flows -= 1;
+        let here = File::open("/proc/thread-self/ns/net")?;
+        let network = Some(LinkNameSpaceType::Network);
+        move_into_link_name_space(File::open(elsewhere)?.as_fd(), network)?;
+        let refused = EbpfPlane::open(&options);
+        move_into_link_name_space(here.as_fd(), network)?;
+        let error = refused.err().unwrap();
+        ensure!(matches!(error, EbpfError::Foreign { .. }), "{error}");
+        ensure!(error.to_string().contains("--bpf-dir"), "{error}");
+        EbpfPlane::open(&options)?;
+        Ok(())
+    })
 }

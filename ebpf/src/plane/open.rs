@@ -1,0 +1,150 @@
+//! Opening the fast path: its maps made or taken over, its programs loaded.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use aya::{
+    EbpfLoader,
+    maps::{Array, Map, MapData},
+    programs::SchedClassifier,
+};
+
+use super::{EbpfPlane, Free};
+use crate::{
+    ABI, ABSENT, DEFAULT_PINS, EbpfError, OBJECT, Surroundings, error::Doing, layout::HostValue,
+    links, maps::Maps, netns,
+};
+
+/// How the fast path is opened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OpenOptions {
+    /// The directory of its pins, on a BPF file system, for this network namespace alone.
+    pub pins: PathBuf,
+    /// How many flows are known at a time, in each of two directions one; each takes some 160 bytes. The kernel
+    /// forgets the ones longest unused.
+    pub flows: u32,
+}
+
+impl Default for OpenOptions {
+    fn default() -> Self {
+        Self {
+            pins: DEFAULT_PINS.into(),
+            flows: 524_288,
+        }
+    }
+}
+
+impl EbpfPlane {
+    /// Opens the fast path of the calling thread's network namespace. What an earlier agent left at the pins is
+    /// adopted: its maps, its frontends, and with the first [`Self::surround`] its links.
+    ///
+    /// # Errors
+    /// The programs cannot be loaded, or the pins are not this namespace's or of another size; no program is
+    /// attached, and what is pinned goes on.
+    pub fn open(options: &OpenOptions) -> Result<Self, EbpfError> {
+        Self::open_with(&options.pins, &[("flows", options.flows)])
+    }
+
+    /// The same with the sizes of some maps.
+    pub(super) fn open_with(pins: &Path, sizes: &[(&'static str, u32)]) -> Result<Self, EbpfError> {
+        if !ABSENT.is_empty() {
+            return Err(EbpfError::Absent(ABSENT));
+        }
+        let pins = pins.join(ABI);
+        fs::create_dir_all(&pins).map_err(|source| EbpfError::Pins {
+            path: pins.clone(),
+            source,
+        })?;
+        let netns = netns::cookie().map_err(EbpfError::Namespace)?;
+        for (name, size) in sizes {
+            has_size(&pins.join(name), *size)?;
+        }
+        is_of(&pins, netns)?;
+        let mut loader = EbpfLoader::new();
+        for (name, size) in sizes {
+            loader.map_max_entries(name, *size);
+        }
+        let mut object = loader
+            .default_map_pin_directory(&pins)
+            .load(OBJECT)
+            .map_err(EbpfError::Load)?;
+        for program in links::PROGRAMS {
+            let loaded: &mut SchedClassifier = object
+                .program_mut(program)
+                .and_then(|program| program.try_into().ok())
+                .ok_or(EbpfError::Incomplete(program))?;
+            loaded.load().map_err(|source| EbpfError::Program {
+                doing: "load",
+                program,
+                source,
+            })?;
+        }
+        let mut maps = Maps::take(&mut object)?;
+        maps.host
+            .set(0, HostValue { netns }, 0)
+            .doing(|| "write the network namespace".into())?;
+        let mut plane = Self {
+            pins,
+            object,
+            maps,
+            surroundings: Surroundings::default(),
+            served: BTreeMap::new(),
+            places: BTreeMap::new(),
+            free_frontends: Free::default(),
+            free_backends: Free::default(),
+        };
+        plane.adopt()?;
+        Ok(plane)
+    }
+}
+
+/// A map that is pinned already.
+fn pinned(path: &Path) -> Result<Option<MapData>, EbpfError> {
+    if !path.exists() {
+        return Ok(None);
+    }
+    let map = MapData::from_pin(path);
+    map.map(Some).map_err(|source| EbpfError::Pinned {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// That a map, if it is there, has this size.
+fn has_size(path: &Path, wanted: u32) -> Result<(), EbpfError> {
+    let Some(map) = pinned(path)? else {
+        return Ok(());
+    };
+    let info = map.info().map_err(|source| EbpfError::Pinned {
+        path: path.to_owned(),
+        source,
+    })?;
+    let present = info.max_entries();
+    if present == wanted {
+        return Ok(());
+    }
+    Err(EbpfError::Size {
+        path: path.to_owned(),
+        present,
+        wanted,
+    })
+}
+
+/// That pins, if there are any, are those of this network namespace.
+fn is_of(pins: &Path, netns: u64) -> Result<(), EbpfError> {
+    let path = pins.join("host");
+    let Some(map) = pinned(&path)? else {
+        return Ok(());
+    };
+    let read = || Array::<_, HostValue>::try_from(Map::Array(map))?.get(&0, 0);
+    let host = read().map_err(|source| EbpfError::Pinned { path, source })?;
+    if host.netns == 0 || host.netns == netns {
+        return Ok(());
+    }
+    Err(EbpfError::Foreign {
+        path: pins.to_owned(),
+    })
+}
