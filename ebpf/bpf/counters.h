@@ -20,3 +20,4 @@ COUNTER(DROP_MISDIRECTED, "drop_misdirected", "dropped: it came by a link of ano
 COUNTER(DROP_FAILED, "drop_failed", "dropped: the kernel refused a change of the packet or of a map")
 COUNTER(MSS_CLAMPED, "mss_clamped", "a connection's segment size was lowered to what fits the tunnel")
 COUNTER(ICMP_TRANSLATED, "icmp_translated", "an ICMP error was translated and sent on")
+COUNTER(TRACE_LOST, "trace_lost", "an event for `portolan trace` was lost, as nobody read fast enough")

@@ -5,6 +5,7 @@
  * (`from_mesh`), which rewrites its source and sends it to the client. A task on A itself is reached without the
  * tunnel. What is not ours goes to the next program and to the kernel. */
 #include "flow.h"
+#include "trace.h"
 
 static __always_inline int forward(struct __sk_buff *skb, const struct packet *p, struct flow *f)
 {
@@ -86,33 +87,30 @@ static __always_inline int first(struct __sk_buff *skb, const struct packet *p, 
 	return leave(TO_RELAY_COLLISION);
 }
 
-SEC("classifier")
-int from_outside(struct __sk_buff *skb)
+static __always_inline int judge_from_outside(struct __sk_buff *skb, const struct packet *p)
 {
-	struct packet p;
-	parse(skb, &p);
-	if (p.what == OPTIONS)
+	if (p->what == OPTIONS)
 		return leave(TO_RELAY_OPTIONS);
-	if (p.what == FRAGMENT)
+	if (p->what == FRAGMENT)
 		return leave(TO_RELAY_FRAGMENT);
-	if (p.what == NOT_OURS)
+	if (p->what == NOT_OURS)
 		return TCX_NEXT;
-	struct flow *f = bpf_map_lookup_elem(&flows, &p.tuple);
+	struct flow *f = bpf_map_lookup_elem(&flows, &p->tuple);
 	int stale = 0;
 	if (f && f->kind == FLOW_FORWARD) {
 		stale = !is_current(f);
-		if (!stale && !(is_syn(&p) && begins_anew(&p, f)))
-			return forward(skb, &p, f);
+		if (!stale && !(is_syn(p) && begins_anew(p, f)))
+			return forward(skb, p, f);
 	} else if (f && f->kind == FLOW_RELAY) {
 		__u64 now = bpf_ktime_get_coarse_ns();
-		if (!is_syn(&p) || now - f->created < IDLE) {
-			book(skb, &p, f);
+		if (!is_syn(p) || now - f->created < IDLE) {
+			book(skb, p, f);
 			return TCX_NEXT;
 		}
 	} else if (f) {
 		return TCX_NEXT;
 	}
-	return p.what == SEGMENT ? first(skb, &p, stale) : TCX_NEXT;
+	return p->what == SEGMENT ? first(skb, p, stale) : TCX_NEXT;
 }
 
 /* A packet that another node sends to a task of this one, for a client of its own. */
@@ -147,26 +145,23 @@ static __always_inline int deliver(struct __sk_buff *skb, const struct packet *p
 	return hand_over(skb, flow.ifindex, flow.macs);
 }
 
-SEC("classifier")
-int from_mesh(struct __sk_buff *skb)
+static __always_inline int judge_from_mesh(struct __sk_buff *skb, const struct packet *p)
 {
-	struct packet p;
-	parse(skb, &p);
-	if (p.what != SEGMENT && p.what != ICMP_ERROR)
+	if (p->what != SEGMENT && p->what != ICMP_ERROR)
 		return TCX_NEXT;
-	struct flow *f = bpf_map_lookup_elem(&flows, &p.tuple);
+	struct flow *f = bpf_map_lookup_elem(&flows, &p->tuple);
 	if (f && f->kind == FLOW_RETURN && f->node)
-		return give_back(skb, &p, f);
+		return give_back(skb, p, f);
 	if (f && f->kind == FLOW_DELIVER)
-		return deliver(skb, &p, f, f->network);
+		return deliver(skb, p, f, f->network);
 	__u32 id = network_of(skb->ifindex);
 	struct network *network = bpf_map_lookup_elem(&networks, &id);
 	/* Between addresses of the network the kernel routes. */
-	if (!id || !network || p.what != SEGMENT || (in_subnet(network, p.tuple.saddr) && in_subnet(network, p.tuple.daddr)))
+	if (!id || !network || p->what != SEGMENT || (in_subnet(network, p->tuple.saddr) && in_subnet(network, p->tuple.daddr)))
 		return TCX_NEXT;
-	if (in_subnet(network, p.tuple.saddr))
+	if (in_subnet(network, p->tuple.saddr))
 		return drop(DROP_NO_RETURN);
-	return deliver(skb, &p, 0, id);
+	return deliver(skb, p, 0, id);
 }
 
 /* A task's packet to the node that its client came to. */
@@ -180,26 +175,36 @@ static __always_inline int send_back(struct __sk_buff *skb, const struct packet 
 	return encapsulate(skb, network, f->node);
 }
 
-SEC("classifier")
-int from_task(struct __sk_buff *skb)
+static __always_inline int judge_from_task(struct __sk_buff *skb, const struct packet *p)
 {
-	struct packet p;
-	parse(skb, &p);
-	if (p.what != SEGMENT && p.what != ICMP_ERROR)
+	if (p->what != SEGMENT && p->what != ICMP_ERROR)
 		return TCX_NEXT;
-	struct flow *f = bpf_map_lookup_elem(&flows, &p.tuple);
+	struct flow *f = bpf_map_lookup_elem(&flows, &p->tuple);
 	if (f && f->kind == FLOW_BACK)
-		return send_back(skb, &p, f);
+		return send_back(skb, p, f);
 	if (f && f->kind == FLOW_RETURN && !f->node)
-		return give_back(skb, &p, f);
+		return give_back(skb, p, f);
 	__u32 id = network_of(skb->ifindex);
 	struct network *network = bpf_map_lookup_elem(&networks, &id);
 	/* What a task begins by itself, and what stays on the network or the node, is the kernel's. */
-	if (!id || !network || p.what != SEGMENT || is_syn(&p) || in_subnet(network, p.tuple.daddr))
+	if (!id || !network || p->what != SEGMENT || is_syn(p) || in_subnet(network, p->tuple.daddr))
 		return TCX_NEXT;
-	if (bpf_map_lookup_elem(&own, &p.tuple.daddr))
+	if (bpf_map_lookup_elem(&own, &p->tuple.daddr))
 		return TCX_NEXT;
 	return drop(DROP_NO_BACK);
 }
+
+#define PROGRAM(name, number)                                                                                \
+	SEC("classifier")                                                                                    \
+	int name(struct __sk_buff *skb)                                                                      \
+	{                                                                                                    \
+		struct packet p;                                                                             \
+		parse(skb, &p);                                                                              \
+		return conclude(skb, &p, number, judge_##name(skb, &p));                                     \
+	}
+
+PROGRAM(from_outside, FROM_OUTSIDE)
+PROGRAM(from_mesh, FROM_MESH)
+PROGRAM(from_task, FROM_TASK)
 
 char licence[] SEC("license") = "Dual BSD/GPL";

@@ -26,7 +26,7 @@ typedef __u32 __be32;
 #endif
 #define ntohs htons
 
-enum { BPF_MAP_TYPE_HASH = 1, BPF_MAP_TYPE_ARRAY = 2, BPF_MAP_TYPE_PERCPU_ARRAY = 6, BPF_MAP_TYPE_LRU_HASH = 9 };
+enum { BPF_MAP_TYPE_HASH = 1, BPF_MAP_TYPE_ARRAY = 2, BPF_MAP_TYPE_PERCPU_ARRAY = 6, BPF_MAP_TYPE_LRU_HASH = 9, BPF_MAP_TYPE_RINGBUF = 27 };
 enum { LIBBPF_PIN_BY_NAME = 1 };
 enum { BPF_F_NO_PREALLOC = 1 };
 enum { BPF_ANY = 0, BPF_NOEXIST = 1 };
@@ -85,6 +85,8 @@ struct iphdr {
 HELPER(1, void *, bpf_map_lookup_elem, void *, const void *);
 HELPER(2, long, bpf_map_update_elem, void *, const void *, const void *, __u64);
 HELPER(3, long, bpf_map_delete_elem, void *, const void *);
+HELPER(5, __u64, bpf_ktime_get_ns, void);
+HELPER(8, __u32, bpf_get_smp_processor_id, void);
 HELPER(9, long, bpf_skb_store_bytes, struct __sk_buff *, __u32, const void *, __u32, __u64);
 HELPER(11, long, bpf_l4_csum_replace, struct __sk_buff *, __u32, __u64, __u64, __u64);
 HELPER(20, long, bpf_skb_get_tunnel_key, struct __sk_buff *, struct bpf_tunnel_key *, __u32, __u64);
@@ -95,6 +97,7 @@ HELPER(28, __s64, bpf_csum_diff, __be32 *, __u32, __be32 *, __u32, __u32);
 HELPER(39, long, bpf_skb_pull_data, struct __sk_buff *, __u32);
 HELPER(86, long, bpf_sk_release, void *);
 HELPER(99, struct bpf_sock *, bpf_skc_lookup_tcp, void *, struct bpf_sock_tuple *, __u32, __u64, __u64);
+HELPER(130, long, bpf_ringbuf_output, void *, void *, __u64, __u64);
 HELPER(152, long, bpf_redirect_neigh, __u32, void *, int, __u64);
 HELPER(155, long, bpf_redirect_peer, __u32, __u64);
 HELPER(160, __u64, bpf_ktime_get_coarse_ns, void);

@@ -157,7 +157,6 @@ MAP(BPF_MAP_TYPE_PERCPU_ARRAY, counters, __u32, __u64, 64);
 LABELS(backend_labels, struct backend_label, MAX_BACKENDS);
 LABELS(frontend_labels, struct frontend_label, MAX_FRONTENDS);
 
-
 static __always_inline void count(enum counter which)
 {
 	__u32 key = which;
@@ -166,16 +165,20 @@ static __always_inline void count(enum counter which)
 		*counter += 1;
 }
 
+/* A verdict with its reason: TCX's action is the lowest byte, and the reason, plus 1, the next. A verdict of TCX's
+ * alone has none. */
+#define BECAUSE(action, reason) (((action) & 0xff) | ((reason) + 1) << 8)
+
 /* Drops a packet for a reason. */
 static __always_inline int drop(enum counter reason)
 {
 	count(reason);
-	return TCX_DROP;
+	return BECAUSE(TCX_DROP, reason);
 }
 
 /* Leaves a packet to the kernel for a reason. */
 static __always_inline int leave(enum counter reason)
 {
 	count(reason);
-	return TCX_NEXT;
+	return BECAUSE(TCX_NEXT, reason);
 }

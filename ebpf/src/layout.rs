@@ -3,6 +3,7 @@
 
 use std::net::Ipv4Addr;
 
+use portolan_model::Protocol;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Declares a layout. Whatever has padding or a value that not all bytes are good for does not compile.
@@ -143,12 +144,65 @@ layouts! {
         mtu: u32,
         gateway: [u8; 4],
     }
+    /// Whose packets are told.
+    Traced = "traced" {
+        until: u64,
+        client: [u8; 4],
+        frontend: [u8; 4],
+        client_port: [u8; 2],
+        frontend_port: [u8; 2],
+        proto: u8,
+        pad: [u8; 3],
+    }
+    /// One packet met by one program.
+    Event = "event" {
+        time: u64,
+        before: Tuple,
+        after: Tuple,
+        cpu: u32,
+        ifindex: u32,
+        length: u32,
+        node: u32,
+        backend: u32,
+        frontend: u32,
+        program: u8,
+        action: u8,
+        reason: u8,
+        kind: u8,
+        what: u8,
+        tcp: u8,
+        first: u8,
+        pad: u8,
+    }
 }
 
 /// Client to frontend, at the node that the client came to.
 pub(crate) const FLOW_FORWARD: u8 = 1;
+/// Task to client, at the node that the client came to.
+pub(crate) const FLOW_RETURN: u8 = 2;
 /// Client to task, at the task's node.
 pub(crate) const FLOW_DELIVER: u8 = 3;
+/// Task to client, at the task's node.
+pub(crate) const FLOW_BACK: u8 = 4;
+/// Client to frontend: the relay has it.
+pub(crate) const FLOW_RELAY: u8 = 5;
+
+/// A protocol's number in the IP header.
+pub(crate) const fn number(protocol: Protocol) -> u8 {
+    match protocol {
+        Protocol::Tcp => 6,
+        Protocol::Udp => 17,
+    }
+}
+
+/// The protocol of a number; `None` is one that the fast path does not carry.
+pub(crate) const fn protocol(number: u8) -> Option<Protocol> {
+    match number {
+        6 => Some(Protocol::Tcp),
+        17 => Some(Protocol::Udp),
+        _ => None,
+    }
+}
 
 /// An address as the tunnel's helpers want it: a number in host order.
 pub(crate) const fn host_order(ip: Ipv4Addr) -> u32 {

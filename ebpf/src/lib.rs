@@ -19,12 +19,14 @@ mod netns;
 mod plane;
 mod probe;
 mod surroundings;
+mod trace;
 
 pub use counters::{COUNTERS, Counter};
 pub use error::EbpfError;
 pub use plane::{EbpfPlane, OpenOptions};
 pub use probe::probe;
 pub use surroundings::{Mesh, Surroundings, TaskLink};
+pub use trace::{Ends, Program, Target, TraceEvent, TraceFilter, Tracer, Verdict};
 
 /// The object file with the programs; empty if it could not be compiled.
 pub(crate) static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("FAST_PATH_OBJECT"));

@@ -14,7 +14,7 @@ use portolan_plane::{
 use super::{EbpfPlane, read, served::Served};
 use crate::{
     error::Doing,
-    layout::{BackendLabel, FrontendKey, FrontendValue, SlotKey, read_text},
+    layout::{BackendLabel, FrontendKey, FrontendValue, SlotKey, protocol, read_text},
 };
 
 impl EbpfPlane {
@@ -137,10 +137,6 @@ fn frontend(key: FrontendKey) -> Frontend {
             FrontendAddress::Ip(ip.into())
         },
         port: u16::from_be_bytes(key.port),
-        protocol: if key.proto == super::served::number(Protocol::Udp) {
-            Protocol::Udp
-        } else {
-            Protocol::Tcp
-        },
+        protocol: protocol(key.proto).unwrap_or(Protocol::Tcp),
     }
 }

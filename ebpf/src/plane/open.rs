@@ -15,7 +15,7 @@ use aya::{
 use super::{EbpfPlane, Free};
 use crate::{
     ABI, ABSENT, DEFAULT_PINS, EbpfError, OBJECT, Surroundings, error::Doing, layout::HostValue,
-    links, maps::Maps, netns,
+    links, maps::Maps, netns, trace,
 };
 
 /// How the fast path is opened.
@@ -69,6 +69,7 @@ impl EbpfPlane {
         }
         let mut object = loader
             .default_map_pin_directory(&pins)
+            .map_pin_path(trace::SECTION, pins.join(trace::TRACED))
             .load(OBJECT)
             .map_err(EbpfError::Load)?;
         for program in links::PROGRAMS {

@@ -5,6 +5,7 @@ mod bytes;
 mod cost;
 mod ingress;
 mod networks;
+mod tracing;
 mod vlan;
 
 use std::{path::Path, sync::Arc, thread};

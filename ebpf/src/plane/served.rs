@@ -6,14 +6,15 @@ use std::{
     sync::Arc,
 };
 
-use portolan_model::{Balancing, PlaneChoice, Protocol, TaskId};
+use portolan_model::{Balancing, PlaneChoice, TaskId};
 use portolan_plane::{Backend, BackendState, Frontend, FrontendSpec, OpError};
 
 use super::{EbpfPlane, Place, key_address};
 use crate::{
     error::Doing,
     layout::{
-        BackendLabel, BackendValue, FrontendKey, FrontendLabel, FrontendValue, SlotKey, text,
+        BackendLabel, BackendValue, FrontendKey, FrontendLabel, FrontendValue, SlotKey, number,
+        text,
     },
 };
 
@@ -305,13 +306,6 @@ pub(super) fn key(frontend: &Frontend) -> Option<FrontendKey> {
         proto: number(frontend.protocol),
         pad: 0,
     })
-}
-
-pub(super) const fn number(protocol: Protocol) -> u8 {
-    match protocol {
-        Protocol::Tcp => 6,
-        Protocol::Udp => 17,
-    }
 }
 
 /// One round: every active backend as often as its weight says, the turns of each far apart.
