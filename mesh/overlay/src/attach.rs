@@ -8,7 +8,7 @@
 use std::{net::Ipv4Addr, os::fd::AsFd};
 
 use ipnetwork::Ipv4Network;
-use portolan_model::{INGRESS_NETWORK, MacAddress, NetworkName, TaskId};
+use portolan_model::{MacAddress, NetworkName, TaskId};
 
 use crate::{
     OverlayError,
@@ -58,9 +58,11 @@ pub(crate) fn attach(
     let netns = open(request)?;
     let mut made = Vec::new();
     if let Err(error) = attach_all(netlink, mtu, request, &netns, &mut made) {
-        // The first error is the one to tell; what stays is mended or removed by the next call.
-        if let Err(error) = undo(netlink, request, &netns, &made) {
-            tracing::debug!(%error, task = %request.id, "not undone");
+        for name in made {
+            // The first error is the one to tell; what stays is mended or removed by the next call.
+            if let Err(error) = remove(netlink, &name) {
+                tracing::debug!(%error, link = name, "not undone");
+            }
         }
         return Err(error);
     }
@@ -110,26 +112,6 @@ fn attach_all(
         set_alias(netlink, link, &alias)?;
     }
     Ok(())
-}
-
-/// Removes what a call made before it failed.
-fn undo(
-    netlink: &mut Netlink,
-    request: &Attachment,
-    netns: &Netns,
-    made: &[String],
-) -> Result<(), OverlayError> {
-    let ingress = |endpoint: &&AttachEndpoint| endpoint.network.as_str() == INGRESS_NETWORK;
-    let ingress = request.endpoints.iter().find(ingress);
-    let mut first = Ok(());
-    if ingress.is_some_and(|e| made.contains(&names::host_end(&request.id, &e.network))) {
-        let forgotten = netns.netlink().map_err(OverlayError::Open);
-        first = forgotten.and_then(|mut inside| inside::forget(netns, &mut inside, true));
-    }
-    for name in made {
-        first = first.and(remove(netlink, name));
-    }
-    first
 }
 
 fn set_alias(netlink: &mut Netlink, link: &Link, alias: &Alias) -> Result<(), OverlayError> {

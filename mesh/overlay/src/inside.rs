@@ -117,22 +117,7 @@ pub(crate) fn lead_back(
     }
 }
 
-/// Undoes what [`lead_back`] did and what does not go with the link.
-pub(crate) fn forget(
-    netns: &Netns,
-    inside: &mut Netlink,
-    turned: bool,
-) -> Result<(), OverlayError> {
-    remove_rules(inside, None)?;
-    if turned {
-        // Adding first makes the removal of one that is not there no error.
-        let script = format!("add table {TABLE}\ndelete table {TABLE}\n");
-        run_nft(netns, script).map_err(OverlayError::Filter)?;
-    }
-    Ok(())
-}
-
-/// Undoes in its namespace what was done for the end that an alias is of. A namespace that is gone, or
+/// Undoes in its namespace what was done for the end that an alias is of, and does not go with it. A namespace that is gone, or
 /// is another one by now, is fine.
 pub(crate) fn leave(alias: &Alias) -> Result<(), OverlayError> {
     let Some((netns, mut inside, _)) = enter(alias) else {
@@ -141,8 +126,14 @@ pub(crate) fn leave(alias: &Alias) -> Result<(), OverlayError> {
     if alias.network.as_str() != INGRESS_NETWORK {
         return Ok(());
     }
-    let turned = alias.end.as_ref().map(|end| end.answers);
-    forget(&netns, &mut inside, turned == Some(Answers::Turned))
+    remove_rules(&mut inside, None)?;
+    let answers = alias.end.as_ref().map(|end| end.answers);
+    if answers == Some(Answers::Turned) {
+        // Adding first makes the removal of one that is not there no error.
+        let script = format!("add table {TABLE}\ndelete table {TABLE}\n");
+        run_nft(&netns, script).map_err(OverlayError::Filter)?;
+    }
+    Ok(())
 }
 
 /// Gives the task's end that an alias is of another MTU. `false`: it was not found.
@@ -267,8 +258,8 @@ fn answers(ingress: &AttachEndpoint, link: &str) -> String {
     );
     let _ = writeln!(
         script,
-        "add rule {TABLE} came iifname \"{link}\" ip daddr {address} update @asked {{ {from} }}\n\
-         add rule {TABLE} came iifname != \"{link}\" delete @asked {{ {from} }}\n\
+        "add rule {TABLE} came iif \"{link}\" ip daddr {address} update @asked {{ {from} }}\n\
+         add rule {TABLE} came iif != \"{link}\" delete @asked {{ {from} }}\n\
          add rule {TABLE} leaves ip saddr != {address} {to} @asked update @asked {{ {to} }} \
          ip saddr set {address}"
     );

@@ -13,14 +13,14 @@ use portolan_testbed::{Namespace, wait_until};
 use crate::cluster::{Cluster, ip};
 
 /// A VXLAN packet of VNI 4096 to the gateway of node 1, in it a UDP datagram to its task 10.208.1.2:9 that says
-/// it is from 10.208.2.2.
-fn forged() -> Vec<u8> {
+/// it is from this address.
+fn forged(source: &str) -> Vec<u8> {
     let mut packet = vec![0x08, 0, 0, 0, 0, 0x10, 0, 0];
     packet.extend(MacAddress::of_address(ip("10.208.1.0")).0);
     packet.extend(MacAddress::of_address(ip("10.208.2.0")).0);
     packet.extend([0x08, 0x00]);
     let mut header = vec![0x45, 0, 0, 32, 0, 0, 0, 0, 64, 17, 0, 0];
-    header.extend(ip("10.208.2.2").octets());
+    header.extend(ip(source).octets());
     header.extend(ip("10.208.1.2").octets());
     let sum = header
         .chunks(2)
@@ -36,7 +36,11 @@ fn forged() -> Vec<u8> {
 }
 
 fn send(from: &Namespace, to: SocketAddr) -> Result<()> {
-    from.enter(|| Ok(UdpSocket::bind("0.0.0.0:0")?.send_to(&forged(), to)?))?;
+    send_as("10.208.2.2", from, to)
+}
+
+fn send_as(source: &str, from: &Namespace, to: SocketAddr) -> Result<()> {
+    from.enter(|| Ok(UdpSocket::bind("0.0.0.0:0")?.send_to(&forged(source), to)?))?;
     Ok(())
 }
 
@@ -64,6 +68,22 @@ fn vxlan_from_a_stranger_is_dropped_and_counted() -> Result<()> {
     wait_until(Duration::from_secs(10), "it is counted", || {
         let counters = cluster.overlays[0].run(Overlay::counters);
         Ok((counters.non_member_packets == 1).then_some(()))
+    })
+}
+
+#[test]
+fn a_clients_address_that_no_program_took_is_dropped_and_counted() -> Result<()> {
+    let cluster = Cluster::new("ov", 2)?;
+    cluster.reconcile()?;
+    let task = cluster.task(1, "t1", &[("ingress", "10.208.1.2")])?;
+    let socket = task.enter(|| Ok(UdpSocket::bind("10.208.1.2:9")?))?;
+    socket.set_read_timeout(Some(Duration::from_millis(500)))?;
+    // Clients' addresses come by the members' fast path, and are taken before the filter.
+    send_as("198.51.100.7", &cluster.nodes[1], cluster.nodes[0].at(4789))?;
+    ensure!(socket.recv(&mut [0; 16]).is_err(), "it went through");
+    wait_until(Duration::from_secs(10), "it is counted", || {
+        let counters = cluster.overlays[0].run(Overlay::counters);
+        Ok((counters.forged_source_packets == 1).then_some(()))
     })
 }
 

@@ -7,10 +7,12 @@
     reason = "a test that fails may panic"
 )]
 
+mod around;
 mod attach;
 mod cluster;
 mod guard;
 mod lifecycle;
+mod outside;
 mod reach;
 mod transfer;
 mod underlay;

@@ -1,11 +1,11 @@
 //! The underlay: its MTU, IPv6, and who else uses the port.
 
-use anyhow::{Result, ensure};
-use portolan_overlay::{Failure, OverlayError};
+use anyhow::{Context, Result, ensure};
+use portolan_overlay::{Failure, Overlay, OverlayError};
 use portolan_testbed::{Lab, Namespace};
 
 use crate::{
-    cluster::{Cluster, pings},
+    cluster::{Cluster, ip, pings},
     transfer::transfer,
 };
 
@@ -48,6 +48,42 @@ fn a_change_of_the_mtu_is_followed() -> Result<()> {
     cluster.overlays[0].run(move |overlay| overlay.attach(&request))?;
     let link = a.run(["ip", "link", "show", "eth0"])?.stdout;
     ensure!(link.contains("mtu 1250"), "{link}");
+    Ok(())
+}
+
+#[test]
+fn a_change_of_the_mtu_is_seen_and_followed_to_the_tasks() -> Result<()> {
+    let cluster = Cluster::new("ov", 1)?;
+    cluster.reconcile()?;
+    let node = &cluster.nodes[0];
+    let task = cluster.task(1, "t1", &[("ingress", "10.208.1.2")])?;
+    let mtu_of = |namespace: &Namespace, link: &str| -> Result<u32> {
+        let text = namespace.run(["ip", "link", "show", link])?.stdout;
+        let word = text
+            .split_whitespace()
+            .skip_while(|word| *word != "mtu")
+            .nth(1);
+        Ok(word.context("no MTU")?.parse()?)
+    };
+    let end = cluster.overlays[0].run(Overlay::around)?.tasks[&ip("10.208.1.2")].clone();
+    for (underlay, expected) in [(1300, 1250), (1500, 1450)] {
+        node.set_mtu(underlay)?;
+        let seen = cluster.overlays[0].run(Overlay::around)?;
+        assert_eq!(seen.networks[&"ingress".parse()?].mtu, expected);
+        for link in ["ptvx4096", "ptbr4096", &end.link] {
+            assert_eq!(mtu_of(node, link)?, expected, "{link}");
+        }
+        assert_eq!(mtu_of(&task, "eth0")?, expected);
+    }
+    // While the address is not there nothing is changed by guess.
+    node.run("ip addr flush dev eth0".split(' '))?;
+    let seen = cluster.overlays[0].run(Overlay::around)?;
+    assert_eq!(seen.networks[&"ingress".parse()?].mtu, 1450);
+    let problems = cluster.overlays[0].run(|overlay| overlay.problems());
+    ensure!(
+        problems.iter().any(|p| p.contains("10.77.0.11")),
+        "{problems:?}"
+    );
     Ok(())
 }
 
