@@ -65,6 +65,8 @@ pub struct Config {
     /// Where the fast path's maps and links are pinned; a BPF file system is mounted where none is. One agent to a
     /// directory.
     pub bpf_dir: PathBuf,
+    /// How many flows the fast path knows at once, each of two directions; the kernel forgets those longest unused.
+    pub fast_path_flows: u32,
     /// Where names that are not ours are asked for; empty: those of `/etc/resolv.conf`,
     /// which is read again when it changes.
     pub dns_upstream: Vec<SocketAddr>,

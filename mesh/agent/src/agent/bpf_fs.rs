@@ -19,6 +19,9 @@ const MAGIC: u64 = 0xcafe_4a11;
 /// What a mount of ours is told by: the name of its source, which this file system has no other use for.
 const SOURCE: &str = "portolan";
 
+/// What the kernel itself puts into each.
+const OF_THE_KERNEL: [&str; 2] = ["maps.debug", "progs.debug"];
+
 /// Makes sure that a directory is, or can be made, on a BPF file system.
 ///
 /// # Errors
@@ -53,8 +56,11 @@ pub(super) fn release(dir: &Path) -> Result<()> {
     // Our directory, if it has become empty; one that is not there or is the mount itself is fine.
     let _ = fs::remove_dir(dir);
     let what = || format!("cannot unmount {}", at.display());
-    if fs::read_dir(&at).with_context(what)?.next().is_some() {
-        return Ok(());
+    for entry in fs::read_dir(&at).with_context(what)? {
+        let name = entry.with_context(what)?.file_name();
+        if !OF_THE_KERNEL.iter().any(|own| name == *own) {
+            return Ok(());
+        }
     }
     unmount(&at, UnmountFlags::empty()).with_context(what)?;
     match fs::remove_dir(dir) {

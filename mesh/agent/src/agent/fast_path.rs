@@ -5,11 +5,11 @@ mod around;
 use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr},
-    path::PathBuf,
+    path::Path,
     time::{Duration, Instant},
 };
 
-use portolan_ebpf::EbpfPlane;
+use portolan_ebpf::{EbpfPlane, OpenOptions};
 use portolan_model::{PlaneChoice, Snapshot};
 use portolan_overlay::Around;
 use portolan_plane::{DataPlane, Frontend, Planes, Standing};
@@ -54,7 +54,7 @@ impl FastStanding {
 /// The fast path of the thread that has it.
 pub(super) struct FastPath {
     choice: PlaneChoice,
-    dir: PathBuf,
+    options: OpenOptions,
     underlay: IpAddr,
     state: State,
     /// What was wrong at the last look, and how many looks in a row something was.
@@ -81,7 +81,10 @@ impl FastPath {
     pub(super) fn open(config: &Config) -> Self {
         let mut path = Self {
             choice: config.plane,
-            dir: config.bpf_dir.clone(),
+            options: OpenOptions {
+                pins: config.bpf_dir.clone(),
+                flows: config.fast_path_flows,
+            },
             underlay: config.advertise,
             state: State::Off("not asked for: --plane relay"),
             errors: Vec::new(),
@@ -167,7 +170,7 @@ impl FastPath {
 
     fn try_open(&mut self) {
         let opened = match self.underlay {
-            IpAddr::V4(underlay) => open_plane(&self.dir).map(|plane| State::Waiting {
+            IpAddr::V4(underlay) => open_plane(&self.options).map(|plane| State::Waiting {
                 plane: Box::new(plane),
                 underlay,
             }),
@@ -206,17 +209,21 @@ impl FastPath {
     }
 
     fn remove(&self) -> Result<(), String> {
-        if !self.dir.exists() {
-            return Ok(());
-        }
-        EbpfPlane::clean(&self.dir).map_err(|e| super::with_causes(&e))
+        remove_pins(&self.options.pins)
     }
 
     fn pins(&self) -> Vec<String> {
-        let pins = EbpfPlane::pins(&self.dir).unwrap_or_default();
+        let pins = EbpfPlane::pins(&self.options.pins).unwrap_or_default();
         let mut names: Vec<String> = pins
             .iter()
-            .filter_map(|pin| Some(pin.strip_prefix(&self.dir).ok()?.display().to_string()))
+            .filter_map(|pin| {
+                Some(
+                    pin.strip_prefix(&self.options.pins)
+                        .ok()?
+                        .display()
+                        .to_string(),
+                )
+            })
             .collect();
         names.sort();
         names
@@ -227,17 +234,22 @@ impl FastPath {
 ///
 /// # Errors
 /// What could not be removed.
-pub(super) fn clean(dir: &std::path::Path) -> Result<(), String> {
-    if dir.exists() {
-        EbpfPlane::clean(dir).map_err(|e| super::with_causes(&e))?;
-    }
+pub(super) fn clean(dir: &Path) -> Result<(), String> {
+    remove_pins(dir)?;
     bpf_fs::release(dir).map_err(|e| format!("{e:#}"))
 }
 
-fn open_plane(dir: &std::path::Path) -> Result<EbpfPlane, String> {
-    bpf_fs::prepare(dir).map_err(|e| format!("{e:#}"))?;
-    portolan_ebpf::probe(dir).map_err(|e| e.to_string())?;
-    EbpfPlane::open(dir).map_err(|e| super::with_causes(&e))
+fn remove_pins(dir: &Path) -> Result<(), String> {
+    if !dir.exists() {
+        return Ok(());
+    }
+    EbpfPlane::clean(dir).map_err(|e| super::with_causes(&e))
+}
+
+fn open_plane(options: &OpenOptions) -> Result<EbpfPlane, String> {
+    bpf_fs::prepare(&options.pins).map_err(|e| format!("{e:#}"))?;
+    portolan_ebpf::probe(&options.pins).map_err(|e| e.to_string())?;
+    EbpfPlane::open(options).map_err(|e| super::with_causes(&e))
 }
 
 /// Why frontends are the relay's although the fast path serves.

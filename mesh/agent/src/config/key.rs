@@ -35,6 +35,8 @@ pub enum Key {
     Plane,
     /// Where the fast path is pinned.
     BpfDir,
+    /// The limit of the fast path.
+    FastPathFlows,
     /// Resolvers for other names.
     DnsUpstream,
     /// The port of DNS.
@@ -62,7 +64,7 @@ pub(crate) enum Shape {
 
 impl Key {
     /// Every key, in the order of the help.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::Name,
         Self::Advertise,
         Self::GossipPort,
@@ -77,6 +79,7 @@ impl Key {
         Self::Stack,
         Self::Plane,
         Self::BpfDir,
+        Self::FastPathFlows,
         Self::DnsUpstream,
         Self::DnsPort,
         Self::LogFormat,
@@ -101,6 +104,7 @@ impl Key {
             Self::Stack => "stack",
             Self::Plane => "plane",
             Self::BpfDir => "bpf_dir",
+            Self::FastPathFlows => "fast_path_flows",
             Self::DnsUpstream => "dns_upstream",
             Self::DnsPort => "dns_port",
             Self::LogFormat => "log_format",
@@ -122,9 +126,11 @@ impl Key {
     /// What it takes.
     pub(crate) const fn shape(self) -> Shape {
         match self {
-            Self::GossipPort | Self::DataPathPort | Self::DnsPort | Self::MaxConnections => {
-                Shape::Number
-            }
+            Self::GossipPort
+            | Self::DataPathPort
+            | Self::FastPathFlows
+            | Self::DnsPort
+            | Self::MaxConnections => Shape::Number,
             Self::Insecure => Shape::Switch,
             Self::Join | Self::Stack | Self::DnsUpstream => Shape::List,
             Self::Name
@@ -157,7 +163,7 @@ impl Key {
             Self::DnsUpstream => "IP[:PORT],...",
             Self::LogFormat => "FORMAT",
             Self::Log => "FILTER",
-            Self::MaxConnections => "N",
+            Self::FastPathFlows | Self::MaxConnections => "N",
         }
     }
 
@@ -182,6 +188,7 @@ impl Key {
             Self::Stack => "Stack file to apply at the start; may be given again",
             Self::Plane => "What forwards: auto, ebpf or relay [default: auto]",
             Self::BpfDir => "Where the fast path is pinned [default: /sys/fs/bpf/portolan]",
+            Self::FastPathFlows => "Flows that the fast path knows at once [default: 524288]",
             Self::DnsUpstream => "Resolvers for other names [default: those of /etc/resolv.conf]",
             Self::DnsPort => "Port of DNS on the gateway addresses [default: 53]",
             Self::LogFormat => "text or json [default: text]",

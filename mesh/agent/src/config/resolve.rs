@@ -6,6 +6,7 @@ use std::{
     path::PathBuf,
 };
 
+use portolan_ebpf::OpenOptions;
 use portolan_model::PlaneChoice;
 
 use super::{
@@ -73,6 +74,11 @@ impl Reader {
             portolan_ebpf::DEFAULT_PINS.into(),
             value::absolute,
         );
+        let fast_path_flows = self.one(
+            Key::FastPathFlows,
+            OpenOptions::default().flows,
+            value::flows,
+        );
         let dns_upstream = self.many(Key::DnsUpstream, value::resolver);
         let dns_port = self.one(Key::DnsPort, 53, value::port);
         let log_format = self.one(Key::LogFormat, LogFormat::Text, value::log_format);
@@ -120,6 +126,7 @@ impl Reader {
             stacks: stacks?,
             plane: plane?,
             bpf_dir: bpf_dir?,
+            fast_path_flows: fast_path_flows?,
             dns_upstream: dns_upstream?,
             dns_port: dns_port?,
             log_format: log_format?,

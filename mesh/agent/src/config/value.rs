@@ -244,6 +244,18 @@ pub(crate) fn limit(text: &str) -> Parsed<usize> {
     }
 }
 
+/// How many flows the fast path knows: the kernel's memory for them is taken at once.
+pub(crate) fn flows(text: &str) -> Parsed<u32> {
+    const RANGE: std::ops::RangeInclusive<u32> = 1024..=16_777_216;
+    match text.parse() {
+        Ok(flows) if RANGE.contains(&flows) => Ok(flows),
+        _ => Err(Fault::new(
+            format!("{} is no number of flows", quoted(text)),
+            format!("give a number of {} to {}", RANGE.start(), RANGE.end()),
+        )),
+    }
+}
+
 fn choice(text: &str, what: &str, choices: &[&str]) -> Fault {
     let remedy = nearest(text, choices.iter().copied()).map_or_else(
         || format!("give {}", choices.join(", ")),

@@ -95,6 +95,7 @@ impl Agent {
             data_path_port: 4789,
             stacks: Vec::new(),
             plane: PlaneChoice::Auto,
+            fast_path_flows: 4096,
             bpf_dir: node.dir().join("bpf"),
             dns_upstream: Vec::new(),
             dns_port: 53,

@@ -74,7 +74,7 @@ definitions! {
         "Flows that the idle timeout ended.";
 
     FAST_PATH_PACKETS = Counter "portolan_fast_path_packets_total" ["reason"]
-        "What the fast path's programs did with packets and flows, by reason, since its maps were made; the table below tells each.";
+        "What the programs of the fast path did with packets and flows, by reason, since its maps were made.";
 
     OVERLAY_ERRORS = Counter "portolan_overlay_programming_errors_total" []
         "Operations on links, routes, neighbours and rules that the kernel refused; they are tried again.";

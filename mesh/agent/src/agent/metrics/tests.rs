@@ -155,6 +155,21 @@ fn the_docs_list_exactly_what_the_code_defines() {
 }
 
 #[test]
+fn the_docs_list_every_reason_of_the_fast_path_with_its_meaning() {
+    let after = DOCS.split("## Reasons of the fast path").nth(1).unwrap();
+    let table = after.split("## ").next().unwrap();
+    let listed: Vec<&str> = table.lines().filter(|l| l.starts_with("| `")).collect();
+    let defined: Vec<String> = portolan_ebpf::COUNTERS
+        .iter()
+        .map(|counter| format!("| `{}` | {} |", counter.name, counter.meaning))
+        .collect();
+    assert_eq!(
+        listed, defined,
+        "docs/metrics.md is to repeat ebpf/bpf/counters.h"
+    );
+}
+
+#[test]
 fn every_label_is_documented() {
     let labels = DOCS.split("## Labels").nth(1).unwrap();
     for label in ALL.iter().flat_map(|metric| metric.labels) {

@@ -27,6 +27,7 @@ pub(in crate::agent) fn config() -> Config {
         data_path_port: 4789,
         stacks: Vec::new(),
         plane: PlaneChoice::Auto,
+        fast_path_flows: 1024,
         bpf_dir: "/sys/fs/bpf/portolan".into(),
         dns_upstream: Vec::new(),
         dns_port: 53,
