@@ -79,7 +79,7 @@ fn mount_point(dir: &Path) -> PathBuf {
     }
 }
 
-/// Whether the uppermost mount at a place is ours; proc_pid_mountinfo(5).
+/// Whether the uppermost mount at a place is ours, by `proc_pid_mountinfo(5)`.
 fn is_ours(mounts: &str, at: &Path) -> bool {
     let Some(at) = at.to_str().and_then(|at| CString::new(at).ok()) else {
         return false;

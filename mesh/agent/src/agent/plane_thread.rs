@@ -1,5 +1,7 @@
 //! The thread that drives the planes: kernel programming blocks, and belongs to the thread's namespace.
 
+mod log;
+
 use std::{
     sync::{Arc, mpsc},
     thread::JoinHandle,
@@ -8,9 +10,7 @@ use std::{
 
 use portolan_ebpf::{Counter, EbpfPlane};
 use portolan_model::Snapshot;
-use portolan_plane::{
-    DataPlane, FlowView, Frontend, FrontendSpec, PlaneKind, PlaneStats, Planes, Standing,
-};
+use portolan_plane::{DataPlane, FlowView, FrontendSpec, PlaneKind, PlaneStats, Planes, Standing};
 use portolan_relay::Relay;
 use serde::Serialize;
 use tokio::sync::{oneshot, watch};
@@ -289,7 +289,7 @@ impl Worker {
             fast: self.fast.standing(&self.planes),
         };
         self.standing.send_if_modified(|present| {
-            log_changes(present.as_ref(), &now);
+            log::changes(present.as_ref(), &now);
             let changed = present.as_ref() != Some(&now);
             *present = Some(now);
             changed
@@ -317,50 +317,4 @@ fn flows_of(plane: &impl DataPlane, filter: &FlowFilter) -> Vec<ServiceFlow> {
         })
     });
     flows.take(filter.limit).collect()
-}
-
-/// Logs each failure when it begins and when it is over, however often it is tried in between.
-fn log_changes(before: Option<&PlanesStanding>, now: &PlanesStanding) {
-    let relay = |standing: &PlanesStanding| {
-        let not_served = standing
-            .relay
-            .failures
-            .iter()
-            .chain(&standing.relay.unsupported);
-        not_served
-            .map(|(frontend, error)| (frontend.clone(), error.clone()))
-            .collect::<Vec<(Frontend, String)>>()
-    };
-    let fast = |standing: &PlanesStanding| {
-        let failures = standing.fast.standing.failures.iter();
-        failures
-            .map(|(frontend, error)| (frontend.clone(), error.clone()))
-            .collect::<Vec<(Frontend, String)>>()
-    };
-    log_between(
-        before.map(relay).unwrap_or_default(),
-        relay(now),
-        "not served; it is tried again",
-    );
-    log_between(
-        before.map(fast).unwrap_or_default(),
-        fast(now),
-        "left to the relay; the fast path tries again",
-    );
-    let served = before.is_some_and(|before| before.fast.serves);
-    if served != now.fast.serves {
-        let reason = now.fast.reason.as_deref().unwrap_or_default();
-        tracing::info!(serves = now.fast.serves, reason, "the fast path");
-    }
-}
-
-fn log_between(before: Vec<(Frontend, String)>, now: Vec<(Frontend, String)>, what: &str) {
-    for (frontend, error) in now.iter().filter(|failure| !before.contains(failure)) {
-        tracing::warn!(%frontend, error, "{what}");
-    }
-    for (frontend, _) in before {
-        if !now.iter().any(|(still, _)| *still == frontend) {
-            tracing::info!(%frontend, "no longer failing");
-        }
-    }
 }
