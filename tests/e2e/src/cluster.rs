@@ -197,10 +197,16 @@ impl Cluster {
             .arg(self.file(node, "state"))
             .arg("--socket")
             .arg(self.file(node, "agent.sock"))
-            .args(["--http", &format!("0.0.0.0:{HTTP_PORT}")])
-            .args(["--plane", self.options.plane.word()])
-            .arg("--bpf-dir")
-            .arg(self.file(node, "bpf"));
+            .args(["--http", &format!("0.0.0.0:{HTTP_PORT}")]);
+        // A flag is given once: these are what the caller may want otherwise.
+        let given =
+            |flag: &str| args.contains(&flag) || self.options.args.iter().any(|a| a == flag);
+        if !given("--plane") {
+            command.args(["--plane", self.options.plane.word()]);
+        }
+        if !given("--bpf-dir") {
+            command.arg("--bpf-dir").arg(self.file(node, "bpf"));
+        }
         if !join.is_empty() {
             command.args(["--join", &join.join(",")]);
         }

@@ -1,42 +1,357 @@
-//! The fast path, as a user has it: the task sees the client itself, and nothing is lost when the fast path is.
+//! The fast path, as a user has it: the task sees the client itself, what the fast path does not carry is relayed, and
+//! nothing is lost when the fast path, or its agent, is.
+
+#![expect(
+    clippy::indexing_slicing,
+    reason = "what is not there fails the test, as it has to"
+)]
+
+use std::{
+    fs,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, ensure};
-use portolan_e2e::{Cluster, Options, Plane};
+use portolan_e2e::{
+    Cluster, HTTP_PORT, Options, Plane,
+    answers::refused,
+    stream::{PacedStream, connect, echo, echo_server},
+};
+use portolan_testbed::{Load, LoadOptions, Protocol, Signal, http_get, nginx, udp_ask, wait_until};
+use serde_json::Value;
 
 const STACK: &str = "
 services:
   web:
-    ports: ['8080:80', '8080:80/udp']
+    ports: ['8080:80', '8080:80/udp', '9000:90']
+    x-portolan: {drain: 1s}
 ";
+/// How long a fast path may take to be whole again.
+const HEALED: Duration = Duration::from_secs(2);
 
-/// What `portolan whoami` says of the client that it sees.
-fn client_of(answer: &str) -> Result<&str> {
-    let line = answer
+/// A cluster with the fast path, and a task of `web` on n2.
+fn started(prefix: &str, nodes: usize) -> Result<(Cluster, portolan_e2e::Task)> {
+    let mut cluster = Cluster::start(prefix, Options::nodes(nodes).plane(Plane::Ebpf))?;
+    cluster.apply(0, STACK)?;
+    let task = cluster.whoami("web1", 1, "web")?;
+    cluster.wait_healthy_everywhere("web", 1)?;
+    Ok((cluster, task))
+}
+
+/// The address that the task sees when the client asks it by a node's port 8080.
+fn seen_by_task(cluster: &Cluster, node: usize, protocol: Protocol) -> Result<IpAddr> {
+    let to = cluster.node(node).at(8080);
+    let answer = match protocol {
+        Protocol::Tcp => http_get(&cluster.client, &to.to_string())?.body,
+        Protocol::Udp => {
+            let answer = udp_ask(&cluster.client, to, b"who?", Duration::from_secs(2))?;
+            String::from_utf8(answer)?
+        }
+    };
+    let client = answer
         .lines()
         .find_map(|line| line.strip_prefix("client: "))
         .with_context(|| format!("no client in: {answer}"))?;
-    Ok(line.rsplit_once(':').context("no port")?.0)
+    Ok(client.parse::<std::net::SocketAddr>()?.ip())
+}
+
+fn is_seen_itself(cluster: &Cluster, node: usize) -> Result<()> {
+    for protocol in [Protocol::Tcp, Protocol::Udp] {
+        let seen = seen_by_task(cluster, node, protocol)?;
+        ensure!(
+            seen == cluster.client.ipv4(),
+            "by n{}/{protocol} the task sees {seen}\n{:#}",
+            node + 1,
+            cluster.json(node, &["status"])?
+        );
+    }
+    Ok(())
+}
+
+/// The row of a frontend in a node's status.
+fn port(status: &Value, frontend: &str) -> Result<Value> {
+    let mut rows = status["ports"].as_array().into_iter().flatten();
+    let row = rows.find(|row| row["frontend"] == frontend);
+    row.cloned()
+        .with_context(|| format!("no {frontend} in {status:#}"))
+}
+
+fn pins(cluster: &Cluster, node: usize) -> Vec<PathBuf> {
+    let dirs = fs::read_dir(cluster.file(node, "bpf"));
+    let versions = dirs.into_iter().flatten().flatten();
+    let pins = versions.flat_map(|version| fs::read_dir(version.path()).into_iter().flatten());
+    pins.flatten().map(|pin| pin.path()).collect()
+}
+
+fn is_link(pin: &Path) -> bool {
+    pin.to_string_lossy().contains("/from_outside-")
 }
 
 #[test]
 fn a_task_on_another_node_sees_the_client_itself() -> Result<()> {
-    let mut cluster = Cluster::start("fp", Options::nodes(3).plane(Plane::Ebpf))?;
-    cluster.apply(0, STACK)?;
-    let _task = cluster.whoami("web1", 1, "web")?;
-    cluster.wait_healthy_everywhere("web", 1)?;
-    let client = cluster.client.ipv4().to_string();
+    let (cluster, _task) = started("fp-first", 3)?;
     for node in 0..3 {
         let url = format!("http://{}/", cluster.node(node).at(8080));
         let answer = cluster
             .client
             .run(["curl", "-sS", "--max-time", "5", &url])?;
+        let client = format!("client: {}:", cluster.client.ipv4());
         ensure!(
-            client_of(&answer.stdout)? == client,
-            "n{}: {}\n{:#}",
+            answer.stdout.contains(&client),
+            "n{}: {}",
             node + 1,
-            answer.stdout,
-            cluster.json(node, &["status"])?
+            answer.stdout
         );
+        is_seen_itself(&cluster, node)?;
     }
+    Ok(())
+}
+
+#[test]
+fn each_frontend_tells_its_plane_and_why_it_is_relayed() -> Result<()> {
+    let mut cluster = Cluster::start("fp-tells", Options::nodes(2).plane(Plane::Ebpf))?;
+    let stack = "
+services:
+  web: {ports: ['8080:80']}
+  slow:
+    ports: ['8081:80']
+    x-portolan: {plane: relay}
+  header:
+    ports: ['8082:80']
+    x-portolan: {proxy_protocol: v2}
+";
+    cluster.apply(0, stack)?;
+    let _web = cluster.whoami("web1", 1, "web")?;
+    let _slow = cluster.whoami("slow1", 1, "slow")?;
+    cluster.wait_healthy_everywhere("web", 1)?;
+    cluster.wait_healthy_everywhere("slow", 1)?;
+    let status = cluster.json(0, &["status"])?;
+    ensure!(
+        status["planes"][1]["plane"] == "ebpf" && status["planes"][1]["serving"] == true,
+        "{status:#}"
+    );
+    ensure!(
+        status["pins"]
+            .as_array()
+            .is_some_and(|pins| !pins.is_empty()),
+        "{status:#}"
+    );
+    let planes = |frontend: &str| -> Result<(Value, Value)> {
+        let row = port(&status, frontend)?;
+        Ok((row["plane"].clone(), row["plane_reason"].clone()))
+    };
+    ensure!(
+        planes("*:8080/tcp")? == ("ebpf".into(), Value::Null),
+        "{status:#}"
+    );
+    let (plane, reason) = planes("*:8081/tcp")?;
+    ensure!(plane == "relay" && reason.is_string(), "{status:#}");
+    let (plane, reason) = planes("*:8082/tcp")?;
+    let reason = reason.as_str().context("no reason")?.to_owned();
+    ensure!(plane == "relay" && reason.contains("PROXY"), "{reason}");
+    let text = cluster.cli(0, &["status"])?;
+    ensure!(text.contains(&reason) && text.contains("Pinned"), "{text}");
+
+    let seen = http_get(&cluster.client, &cluster.node(0).at(8081).to_string())?.body;
+    ensure!(!seen.contains(&cluster.client.ipv4().to_string()), "{seen}");
+    let hold = |port: u16| connect(&cluster.client, cluster.node(0).at(port));
+    let (_fast, _slow) = (hold(8080)?, hold(8081)?);
+    cluster.wait_for(0, "a flow on each plane", &["flows"], |rows| {
+        let on = |plane: &str, service: &str| {
+            let mut rows = rows.as_array().into_iter().flatten();
+            rows.any(|row| row["plane"] == plane && row["service"] == service)
+        };
+        on("ebpf", "web") && on("relay", "slow")
+    })?;
+    let only = cluster.json(0, &["flows", "--service", "web"])?;
+    let mut rows = only.as_array().into_iter().flatten();
+    ensure!(rows.all(|row| row["service"] == "web"), "{only:#}");
+
+    let url = format!("http://{}/metrics", cluster.node(0).at(HTTP_PORT));
+    let metrics = cluster.client.run(["curl", "-sS", &url])?.stdout;
+    for begin in [
+        "portolan_plane_flows_total{plane=\"ebpf\",service=\"web\",port=\"8080\"",
+        "portolan_plane_flows_total{plane=\"relay\",service=\"slow\",port=\"8081\"",
+        "portolan_fast_path_packets_total{reason=\"new_flow\"} 1",
+    ] {
+        let found = metrics.lines().any(|line| line.starts_with(begin));
+        ensure!(found, "no {begin} in\n{metrics}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_program_that_someone_detaches_is_attached_again_with_no_connection_lost() -> Result<()> {
+    let (cluster, _task) = started("fp-detach", 2)?;
+    let target = format!("{}/", cluster.node(0).at(8080));
+    let load = Load::start(&cluster.client, &target, LoadOptions::per_second(100))?;
+    let links = || pins(&cluster, 0).into_iter().filter(|pin| is_link(pin));
+    let before: Vec<PathBuf> = links().collect();
+    ensure!(!before.is_empty(), "no program is attached");
+    for link in &before {
+        // The pin is all that holds it.
+        fs::remove_file(link)?;
+    }
+    wait_until(HEALED, "the programs are attached again", || {
+        Ok((links().count() == before.len()).then_some(()))
+    })?;
+    is_seen_itself(&cluster, 0)?;
+    let report = load.stop()?;
+    let unconnected = report
+        .failures
+        .iter()
+        .any(|f| f.error.contains(": connect"));
+    ensure!(report.requests > 0 && !unconnected, "{report}");
+    Ok(())
+}
+
+#[test]
+fn a_port_that_another_process_holds_stays_its_own_on_that_node() -> Result<()> {
+    let mut cluster = Cluster::start("fp-held", Options::nodes(2).plane(Plane::Ebpf))?;
+    let held = nginx(cluster.node(0), 8080, "mine")?;
+    cluster.apply(0, STACK)?;
+    let _task = cluster.whoami("web1", 1, "web")?;
+    cluster.wait_healthy_everywhere("web", 1)?;
+    cluster.wait_for(0, "the conflict", &["status"], |status| {
+        port(status, "*:8080/tcp").is_ok_and(|row| row["problem"].is_string())
+    })?;
+    let answer = http_get(&cluster.client, &cluster.node(0).at(8080).to_string())?;
+    ensure!(answer.body == "mine", "{}", answer.body);
+    is_seen_itself(&cluster, 1)?;
+    drop(held);
+    cluster.wait_for(0, "the port", &["status"], |status| {
+        port(status, "*:8080/tcp").is_ok_and(|row| row["plane"] == "ebpf")
+    })?;
+    is_seen_itself(&cluster, 0)
+}
+
+#[test]
+fn agents_are_killed_and_started_again_and_no_flow_notices() -> Result<()> {
+    let (mut cluster, task) = started("fp-kill", 2)?;
+    let _echo = echo_server(&task.netns, 90)?;
+    let stream = PacedStream::start(&cluster.client, cluster.node(0).at(9000))?;
+    let target = format!("{}/", cluster.node(0).at(8080));
+    let load = Load::start(&cluster.client, &target, LoadOptions::per_second(100))?;
+    for node in 0..2 {
+        cluster.kill_agent(node)?;
+        stream.goes_on(20)?;
+        is_seen_itself(&cluster, 0)?;
+        cluster.start_agent(node)?;
+        cluster.wait_ready()?;
+        stream.goes_on(20)?;
+        is_seen_itself(&cluster, 0)?;
+    }
+    let report = load.stop()?;
+    ensure!(
+        report.requests > 0 && report.failures.is_empty(),
+        "{report}"
+    );
+    stream.stop()?;
+    Ok(())
+}
+
+#[test]
+fn an_upgrade_in_place_is_noticed_by_no_flow_and_no_member() -> Result<()> {
+    let (mut cluster, task) = started("fp-hup", 2)?;
+    let _echo = echo_server(&task.netns, 90)?;
+    let stream = PacedStream::start(&cluster.client, cluster.node(0).at(9000))?;
+    let target = format!("{}/", cluster.node(0).at(8080));
+    let load = Load::start(&cluster.client, &target, LoadOptions::per_second(100))?;
+    for node in 0..2 {
+        let young = |status: &Value| status["uptime_s"] == 0;
+        cluster.wait_for(node, "an age", &["status"], |status| !young(status))?;
+        let pid = cluster.agent(node)?.pid();
+        cluster.agent(node)?.signal(Signal::HUP)?;
+        cluster.wait_for(node, "a new agent", &["status"], young)?;
+        cluster.wait_ready()?;
+        ensure!(cluster.agent(node)?.pid() == pid, "it is another process");
+        stream.goes_on(20)?;
+    }
+    let report = load.stop()?;
+    ensure!(
+        report.requests > 0 && report.failures.is_empty(),
+        "{report}"
+    );
+    stream.stop()?;
+    // And it ends as well, for whoever starts the next one.
+    cluster.agent(0)?.signal(Signal::QUIT)?;
+    cluster.agent(0)?.wait(Duration::from_secs(5))?;
+    let mut held = connect(&cluster.client, cluster.node(0).at(9000))?;
+    echo(&mut held, b"no agent")?;
+    cluster.start_agent(0)?;
+    cluster.wait_ready()?;
+    echo(&mut held, b"another agent")
+}
+
+#[test]
+fn who_leaves_forwards_no_more_and_who_cleans_leaves_nothing() -> Result<()> {
+    let (mut cluster, _task) = started("fp-leave", 3)?;
+    ensure!(!pins(&cluster, 0).is_empty(), "nothing is pinned");
+    cluster.stop_agent(0, Duration::from_secs(10))?;
+    ensure!(pins(&cluster, 0).is_empty(), "{:?}", pins(&cluster, 0));
+    refused(&cluster.client, cluster.node(0).at(8080))?;
+    is_seen_itself(&cluster, 2)?;
+
+    cluster.cli(2, &["leave", "--clean"])?;
+    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+    let dir = cluster.file(2, "bpf");
+    ensure!(!mounts.contains(&*dir.to_string_lossy()), "{mounts}");
+    ensure!(!dir.exists(), "{} is there", dir.display());
+    Ok(())
+}
+
+#[test]
+fn a_fast_path_that_is_asked_for_and_missing_is_said_and_the_relay_serves() -> Result<()> {
+    let mut cluster = Cluster::prepare("fp-none", Options::nodes(2).plane(Plane::Ebpf))?;
+    cluster.start_agent(0)?;
+    // The directory is n1's: pins are of one network namespace.
+    let foreign = cluster.file(0, "bpf").to_string_lossy().into_owned();
+    cluster.wait_node_ready(0)?;
+    cluster.start_agent_with(1, &["--bpf-dir", &foreign])?;
+    cluster.wait_for(0, "both members", &["nodes"], |rows| {
+        let mut rows = rows.as_array().into_iter().flatten();
+        rows.any(|row| row["name"] == "n2" && row["state"] == "up")
+    })?;
+    cluster.apply(0, STACK)?;
+    let _task = cluster.whoami("web1", 1, "web")?;
+    cluster.wait_healthy_everywhere("web", 1)?;
+    for node in 0..2 {
+        let seen = seen_by_task(&cluster, node, Protocol::Tcp)?;
+        ensure!(seen != cluster.client.ipv4(), "n{}: {seen}", node + 1);
+    }
+    let ready = http_get(
+        &cluster.client,
+        &format!("{}/readyz", cluster.node(1).at(HTTP_PORT)),
+    )?;
+    ensure!(
+        ready.status == 503 && ready.body.contains("fast path"),
+        "{}",
+        ready.body
+    );
+    let status = cluster.json(1, &["status"])?;
+    let mut problems = status["problems"].as_array().into_iter().flatten();
+    ensure!(
+        problems.any(|p| p.as_str().is_some_and(|p| p.contains("network namespace"))),
+        "{status:#}"
+    );
+    // n1 has the fast path, and cannot reach the task by it.
+    let row = port(&cluster.json(0, &["status"])?, "*:8080/tcp")?;
+    ensure!(row["plane"] == "relay", "{row:#}");
+    Ok(())
+}
+
+#[test]
+fn an_agent_with_the_relay_alone_removes_what_another_had_pinned() -> Result<()> {
+    let (mut cluster, _task) = started("fp-relay", 2)?;
+    cluster.kill_agent(0)?;
+    ensure!(!pins(&cluster, 0).is_empty(), "nothing is pinned");
+    cluster.start_agent_with(0, &["--plane", "relay"])?;
+    cluster.wait_node_ready(0)?;
+    ensure!(pins(&cluster, 0).is_empty(), "{:?}", pins(&cluster, 0));
+    cluster.wait_healthy(0, "web", 1)?;
+    let seen = seen_by_task(&cluster, 0, Protocol::Tcp)?;
+    ensure!(seen != cluster.client.ipv4(), "{seen}");
     Ok(())
 }
