@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use anyhow::Result;
 
 use crate::{
-    layout::Layout,
+    layout::{DIRECT_TASK, Layout},
     measure::{Measure, Traffic},
     peers,
 };
@@ -15,6 +15,10 @@ use crate::{
 pub(crate) enum Contender {
     /// The client has a route to the task, through the entry node: nothing is rewritten.
     Direct,
+    /// Portolan's eBPF plane, the task on another node.
+    FastRemote,
+    /// The same, the task on the entry node: no tunnel.
+    FastLocal,
     /// Portolan's userspace plane, the task on another node.
     RelayRemote,
     /// The same, the task on the entry node: no tunnel.
@@ -29,8 +33,10 @@ pub(crate) enum Contender {
 
 impl Contender {
     /// All, in the order in which they take turns.
-    pub(crate) const ALL: [Self; 6] = [
+    pub(crate) const ALL: [Self; 8] = [
         Self::Direct,
+        Self::FastRemote,
+        Self::FastLocal,
         Self::RelayRemote,
         Self::RelayLocal,
         Self::Nft,
@@ -42,6 +48,8 @@ impl Contender {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Direct => "direct routing",
+            Self::FastRemote => "portolan fast path, remote task",
+            Self::FastLocal => "portolan fast path, local task",
             Self::RelayRemote => "portolan relay, remote task",
             Self::RelayLocal => "portolan relay, local task",
             Self::Nft => "nft DNAT + SNAT",
@@ -64,6 +72,8 @@ impl Contender {
             Self::Nft => 3,
             Self::HaProxy => 4,
             Self::Nginx => 5,
+            Self::FastRemote => 6,
+            Self::FastLocal => 7,
         };
         traffic.first_port() + number
     }
@@ -71,7 +81,7 @@ impl Contender {
     /// Where the client addresses this traffic.
     pub(crate) fn frontend(self, layout: &Layout, traffic: Traffic) -> SocketAddr {
         match self {
-            Self::Direct => (layout.server(self).address, traffic.task_port()).into(),
+            Self::Direct => (DIRECT_TASK, traffic.task_port()).into(),
             _ => layout.entry().at(self.port(traffic)),
         }
     }

@@ -5,13 +5,14 @@
 //!                    \-- task "local"
 //! ```
 //!
-//! The overlay admits neither the underlay's addresses nor forwarded traffic. Direct routing and DNAT by
-//! other programs are made possible by a few rules beside it, the same all the time for all contenders.
+//! Direct routing has a VXLAN link of its own, as the fast path would take packets that come by the overlay.
+//! The overlay admits no traffic that others forward: DNAT is made possible by a few rules beside it. All of
+//! that is there all the time, for all contenders.
 
 use std::{net::Ipv4Addr, sync::Arc};
 
 use anyhow::{Context, Result};
-use portolan_e2e::{Cluster, Options, Task};
+use portolan_e2e::{Cluster, Options, Plane, Task};
 use portolan_testbed::{Namespace, Node, Process, nginx};
 use serde_json::Value;
 
@@ -24,6 +25,10 @@ const FAR: usize = 1;
 /// All of the overlay: the built-in network `ingress`.
 pub(crate) const OVERLAY: &str = "10.208.0.0/12";
 
+/// The remote task's address on the direct way.
+pub(crate) const DIRECT_TASK: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 2);
+/// What fits a VXLAN packet on an underlay of 1500 bytes.
+const MTU: u32 = 1450;
 const BRIDGE: &str = "ptbr4096";
 const TUNNEL: &str = "ptvx4096";
 
@@ -33,6 +38,8 @@ pub(crate) struct Layout {
     _peers: Vec<Process>,
     remote: Server,
     local: Server,
+    fast_remote: Server,
+    fast_local: Server,
     cluster: Cluster,
     /// The entry node's own address on the overlay.
     pub(crate) gateway: Ipv4Addr,
@@ -51,15 +58,18 @@ pub(crate) struct Server {
 impl Layout {
     /// Starts it all, and waits until it serves.
     pub(crate) fn build() -> Result<Self> {
-        let mut cluster = Cluster::start("bench", Options::nodes(2))?;
+        let mut cluster = Cluster::start("bench", Options::nodes(2).plane(Plane::Ebpf))?;
         cluster.apply(ENTRY, &stack())?;
         let remote = Server::start(&mut cluster, "remote", FAR)?;
         let local = Server::start(&mut cluster, "local", ENTRY)?;
-        for service in ["remote", "local"] {
+        let fast_remote = Server::start(&mut cluster, "fast-remote", FAR)?;
+        let fast_local = Server::start(&mut cluster, "fast-local", ENTRY)?;
+        for service in ["remote", "local", "fast-remote", "fast-local"] {
             cluster.wait_healthy_everywhere(service, 1)?;
         }
         let gateway = gateway(&cluster, ENTRY)?;
-        route_beside_the_overlay(&cluster, &remote, gateway)?;
+        route_directly(&cluster, &remote.task.netns)?;
+        route_for_nat(&cluster)?;
         let entry = cluster.node(ENTRY);
         // Ports stay in use for a minute after their connections: each proxy has an address of its own.
         let [a, b, c, _] = gateway.octets();
@@ -73,6 +83,8 @@ impl Layout {
             _peers: peers,
             remote,
             local,
+            fast_remote,
+            fast_local,
             cluster,
             gateway,
         })
@@ -89,6 +101,8 @@ impl Layout {
     /// The task that a contender leads to.
     pub(crate) fn server(&self, contender: Contender) -> &Server {
         match contender {
+            Contender::FastRemote => &self.fast_remote,
+            Contender::FastLocal => &self.fast_local,
             Contender::RelayLocal => &self.local,
             _ => &self.remote,
         }
@@ -128,8 +142,18 @@ fn stack() -> String {
         });
         published.join(", ")
     };
-    let (remote, local) = (ports(Contender::RelayRemote), ports(Contender::RelayLocal));
-    format!("services:\n  remote:\n    ports: [{remote}]\n  local:\n    ports: [{local}]\n")
+    let service = |name: &str, plane: &str, contender: Contender| {
+        let ports = ports(contender);
+        format!("  {name}:\n    ports: [{ports}]\n    x-portolan: {{ plane: {plane} }}\n")
+    };
+    [
+        "services:\n".to_owned(),
+        service("remote", "relay", Contender::RelayRemote),
+        service("local", "relay", Contender::RelayLocal),
+        service("fast-remote", "ebpf", Contender::FastRemote),
+        service("fast-local", "ebpf", Contender::FastLocal),
+    ]
+    .concat()
 }
 
 /// A node's own address on the ingress network, the first of its slice.
@@ -148,48 +172,61 @@ fn gateway(cluster: &Cluster, node: usize) -> Result<Ipv4Addr> {
     first.context("the bridge has no address")
 }
 
-/// Lets the client's own packets into the overlay, and those of a DNAT on the entry node.
-fn route_beside_the_overlay(cluster: &Cluster, remote: &Server, gateway: Ipv4Addr) -> Result<()> {
+/// A way from the client to the remote task that no agent knows of: a VXLAN link of its own between the nodes,
+/// and routes.
+fn route_directly(cluster: &Cluster, task: &Namespace) -> Result<()> {
     let (entry, far) = (cluster.node(ENTRY), cluster.node(FAR));
-    let client = cluster.client.ipv4().to_string();
-    let underlay = entry.ipv4().to_string();
-    let task = remote.task.netns.run(["ip", "-json", "route", "show"])?;
-    let tables = overlay_table(entry)?;
-
+    let client = cluster.client.ipv4();
+    for (node, other, own) in [(entry, far, "10.99.1.1"), (far, entry, "10.99.1.2")] {
+        let (here, there) = (node.ipv4(), other.ipv4());
+        run(
+            node,
+            &format!(
+                "ip link add direct type vxlan id 77 local {here} remote {there} dstport 4790 dev eth0"
+            ),
+        )?;
+        run(node, &format!("ip address add {own}/30 dev direct"))?;
+        run(node, "ip link set direct up")?;
+        for link in ["eth0", "direct"] {
+            node.set_sysctl(&format!("net.ipv4.conf.{link}.forwarding"), "1")?;
+        }
+    }
     run(
         &cluster.client,
-        &format!("ip route add {OVERLAY} via {underlay}"),
+        &format!("ip route add 10.99.0.0/24 via {}", entry.ipv4()),
     )?;
-    entry.set_sysctl("net.ipv4.conf.eth0.forwarding", "1")?;
+    run(entry, "ip route add 10.99.0.0/24 via 10.99.1.2")?;
+    run(far, &format!("ip route add {client} via 10.99.1.1"))?;
+
+    run(
+        far,
+        &format!(
+            "ip link add direct-task mtu {MTU} type veth peer name direct netns {}",
+            task.name()
+        ),
+    )?;
+    run(far, "ip address add 10.99.0.1/24 dev direct-task")?;
+    run(far, "ip link set direct-task up")?;
+    far.set_sysctl("net.ipv4.conf.direct-task.forwarding", "1")?;
+    run(task, &format!("ip link set direct mtu {MTU} up"))?;
+    run(task, &format!("ip address add {DIRECT_TASK}/24 dev direct"))?;
+    run(task, &format!("ip route add {client} via 10.99.0.1"))
+}
+
+/// Lets what a DNAT on the entry node has rewritten into the overlay, and the replies out of it.
+fn route_for_nat(cluster: &Cluster) -> Result<()> {
+    let entry = cluster.node(ENTRY);
+    let client = cluster.client.ipv4().to_string();
+    let table = overlay_table(entry)?;
     run(
         entry,
-        &format!("ip rule add pref 1000 to {OVERLAY} iif eth0 lookup {tables}"),
+        &format!("ip rule add pref 1000 to {OVERLAY} iif eth0 lookup {table}"),
     )?;
     run(
         entry,
         &format!("ip rule add pref 1000 to {client} iif {TUNNEL} lookup main"),
     )?;
-    run(entry, &admit("eth0", &client))?;
-
-    run(far, &admit(TUNNEL, &client))?;
-    run(
-        far,
-        &format!("ip rule add pref 1000 to {client} iif {BRIDGE} lookup 1000"),
-    )?;
-    let tunnel = format!("encap ip id 4096 dst {underlay} via {gateway} dev {TUNNEL} onlink");
-    run(far, &format!("ip route add {client} {tunnel} table 1000"))?;
-
-    let routes: Value = serde_json::from_str(&task.stdout)?;
-    let via = routes
-        .as_array()
-        .into_iter()
-        .flatten()
-        .find_map(|route| route["gateway"].as_str())
-        .with_context(|| format!("the task has no gateway: {}", task.stdout))?;
-    run(
-        &remote.task.netns,
-        &format!("ip route add {client} via {via}"),
-    )
+    run(entry, &admit("eth0", &client))
 }
 
 /// Puts a rule ahead of those that keep strangers out of the overlay.
