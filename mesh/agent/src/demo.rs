@@ -138,6 +138,10 @@ fn start(
         "Waiting until the published ports answer on every node",
         |notes| traffic::wait_answered(cluster, plan, stop, notes),
     )?;
+    progress.step(
+        "Waiting until each node's plane has the published ports",
+        |notes| cluster.wait_planes(stop, notes),
+    )?;
     let startup = progress.elapsed();
     let requests = format!(
         "Asking each node {} times by tcp and by udp",
@@ -145,7 +149,7 @@ fn start(
     );
     progress.step(&requests, |notes| {
         let answers = traffic::ask_all(cluster, plan, stop, notes)?;
-        Ok(Summary::new(cluster, plan, answers, startup))
+        Summary::new(cluster, plan, answers, startup)
     })
 }
 

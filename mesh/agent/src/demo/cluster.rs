@@ -13,11 +13,11 @@ use portolan_testbed::{Lab, Namespace, Node, Process, Protocol, Signal, http_get
 use serde::de::DeserializeOwned;
 
 use super::{
-    plan::{Plan, PlannedTask, STACK, STATUS_PORT, TARGET_PORT},
+    plan::{Plan, PlannedTask, STACK, STATUS_PORT, TARGET_PORT, WEB_PORT},
     progress::Notes,
     stop::Stop,
 };
-use crate::api::{Applied, NetworkRow, NodeRow, ServiceRow, TaskRow};
+use crate::api::{Applied, NetworkRow, NodeRow, PlaneRow, ServiceRow, Status, TaskRow};
 
 /// The prefix of the namespaces: `pt-demo-n1`.
 pub(super) const PREFIX: &str = "demo";
@@ -142,7 +142,10 @@ impl Cluster {
                 .arg("--state-dir")
                 .arg(dir.join("state"))
                 .arg("--socket")
-                .arg(&agent.socket);
+                .arg(&agent.socket)
+                .args(["--plane", "auto"])
+                .arg("--bpf-dir")
+                .arg(dir.join("bpf"));
             if !others.is_empty() {
                 command.args(["--join", &others.join(",")]);
             }
@@ -275,6 +278,30 @@ impl Cluster {
         Ok(())
     }
 
+    /// Waits until every node whose fast path works has the published ports on it.
+    pub(super) fn wait_planes(&self, stop: &Stop, notes: &mut Notes) -> Result<()> {
+        self.wait_each(stop, notes, "has its ports on its plane", |agent| {
+            let status: Status = self.call(agent, &["status"])?;
+            let plane = plane_of(&status);
+            let elsewhere = status.ports.iter().find(|port| {
+                port.frontend.starts_with(&format!("*:{WEB_PORT}/")) && port.plane != plane.plane
+            });
+            match elsewhere {
+                Some(port) => bail!(
+                    "{}: {}",
+                    port.frontend,
+                    port.plane_reason.as_deref().unwrap_or("not yet")
+                ),
+                None => Ok(()),
+            }
+        })
+    }
+
+    /// What forwards on a node, and why.
+    pub(super) fn plane(&self, agent: &Agent) -> Result<PlaneRow> {
+        Ok(plane_of(&self.call(agent, &["status"])?))
+    }
+
     /// Runs a command of this program against an agent, and reads what it prints.
     fn call<T: DeserializeOwned>(&self, agent: &Agent, args: &[&str]) -> Result<T> {
         let mut command = Command::new(&self.program);
@@ -349,6 +376,25 @@ impl Task {
     /// The name of its namespace.
     pub(super) fn namespace(&self) -> &str {
         self.namespace.name()
+    }
+}
+
+/// The faster one of a node's planes that serve, with the reason of the fast path if that is not it.
+fn plane_of(status: &Status) -> PlaneRow {
+    let of = |plane: &str| status.planes.iter().find(|row| row.plane == plane);
+    let (relay, ebpf) = (of("relay"), of("ebpf"));
+    let reason = ebpf.map(|row| row.reason.clone()).unwrap_or_default();
+    match ebpf.filter(|row| row.serving).or(relay) {
+        Some(row) => PlaneRow {
+            reason,
+            ..row.clone()
+        },
+        None => PlaneRow {
+            plane: String::new(),
+            serving: false,
+            reason,
+            frontends: 0,
+        },
     }
 }
 

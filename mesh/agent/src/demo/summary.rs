@@ -1,13 +1,14 @@
 //! What the demo found, as a table and as JSON.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     net::{IpAddr, Ipv4Addr},
     path::PathBuf,
     time::Duration,
 };
 
+use anyhow::Result;
 use comfy_table::{Table, presets};
 use serde::Serialize;
 
@@ -30,6 +31,8 @@ pub(super) struct Summary {
     tasks: Vec<TaskSummary>,
     /// Requests to each node by each protocol.
     requests: usize,
+    /// The client's address.
+    client: IpAddr,
     ingress: Vec<Ingress>,
     host: Vec<Host>,
 }
@@ -39,6 +42,10 @@ struct NodeSummary {
     name: String,
     address: Ipv4Addr,
     socket: PathBuf,
+    /// What forwards there: `ebpf` or `relay`.
+    plane: String,
+    /// Why that.
+    plane_reason: String,
 }
 
 #[derive(Debug, Clone, Serialize)]
@@ -50,12 +57,23 @@ struct TaskSummary {
 }
 
 impl Summary {
-    pub(super) fn new(cluster: &Cluster, plan: &Plan, answers: Answers, startup: Duration) -> Self {
-        let nodes = cluster.agents().iter().map(|agent| NodeSummary {
-            name: agent.name().to_owned(),
-            address: agent.node().ipv4(),
-            socket: agent.socket().to_owned(),
+    pub(super) fn new(
+        cluster: &Cluster,
+        plan: &Plan,
+        answers: Answers,
+        startup: Duration,
+    ) -> Result<Self> {
+        let nodes = cluster.agents().iter().map(|agent| {
+            let plane = cluster.plane(agent)?;
+            Ok(NodeSummary {
+                name: agent.name().to_owned(),
+                address: agent.node().ipv4(),
+                socket: agent.socket().to_owned(),
+                plane: plane.plane,
+                plane_reason: plane.reason,
+            })
         });
+        let nodes = nodes.collect::<Result<_>>()?;
         let tasks = cluster.tasks().iter().map(|task| TaskSummary {
             name: task.planned.label.clone(),
             service: task.planned.service,
@@ -66,9 +84,10 @@ impl Summary {
             ok: true,
             problems: Vec::new(),
             startup_ms: startup.as_millis() as u64,
-            nodes: nodes.collect(),
+            nodes,
             tasks: tasks.collect(),
             requests: REQUESTS,
+            client: cluster.client().ipv4().into(),
             ingress: answers.ingress,
             host: answers.host,
         };
@@ -86,7 +105,12 @@ impl Summary {
                 .filter_map(|h| misplaced(h, plan))
                 .collect(),
         );
-        summary
+        let hidden = summary.ingress.iter().filter_map(|i| {
+            let node = summary.nodes.iter().find(|node| node.name == i.node)?;
+            hidden_client(i, &node.plane, summary.client)
+        });
+        summary.add_problems(hidden.collect());
+        Ok(summary)
     }
 
     /// Whether everything is as it should be.
@@ -97,6 +121,25 @@ impl Summary {
     pub(super) fn add_problems(&mut self, problems: Vec<String>) {
         self.problems.extend(problems);
         self.ok = self.problems.is_empty();
+    }
+
+    /// Whom the tasks saw by way of a node.
+    fn seen_by(&self, node: &NodeSummary) -> String {
+        let answers = self.ingress.iter().filter(|i| i.node == node.name);
+        let seen: BTreeSet<&IpAddr> = answers.flat_map(|ingress| &ingress.clients).collect();
+        let shown: Vec<String> = seen.iter().map(ToString::to_string).collect();
+        let whom = if seen.iter().eq([&&self.client]) {
+            format!("the client itself, {}", self.client)
+        } else {
+            format!("{} for the client {}", shown.join(", "), self.client)
+        };
+        match node.plane.as_str() {
+            "ebpf" => format!("the tasks saw {whom}, by the fast path"),
+            plane => format!(
+                "the tasks saw {whom}, by the {plane}: {}",
+                node.plane_reason
+            ),
+        }
     }
 
     /// How often a task answered at a node, in the cell of a table.
@@ -147,6 +190,24 @@ fn uneven(ingress: &Ingress, plan: &Plan) -> Vec<String> {
     problems
 }
 
+/// What is wrong if a task behind the fast path sees someone else than the client.
+fn hidden_client(ingress: &Ingress, plane: &str, client: IpAddr) -> Option<String> {
+    let others: Vec<String> = ingress
+        .clients
+        .iter()
+        .filter(|seen| **seen != client)
+        .map(ToString::to_string)
+        .collect();
+    (plane == "ebpf" && !others.is_empty()).then(|| {
+        format!(
+            "{}: by {} on the fast path a task saw {} instead of the client, {client}",
+            ingress.node,
+            ingress.protocol,
+            others.join(", ")
+        )
+    })
+}
+
 /// What is wrong with a node's answer at the port in host mode.
 fn misplaced(host: &Host, plan: &Plan) -> Option<String> {
     let node = &host.node;
@@ -177,10 +238,14 @@ impl fmt::Display for Summary {
         };
         let heading =
             |task: &TaskSummary| format!("{}:{} ON {}", task.name, port(task.service), task.node);
-        let headings = ["NODE".to_owned(), "ADDRESS".to_owned()];
+        let headings = ["NODE", "ADDRESS", "PLANE"].map(str::to_owned);
         table.set_header(headings.into_iter().chain(self.tasks.iter().map(heading)));
         for node in &self.nodes {
-            let cells = [node.name.clone(), node.address.to_string()];
+            let cells = [
+                node.name.clone(),
+                node.address.to_string(),
+                node.plane.clone(),
+            ];
             let counts = self.tasks.iter().map(|task| self.cell(&node.name, task));
             table.add_row(cells.into_iter().chain(counts));
         }
@@ -188,6 +253,13 @@ impl fmt::Display for Summary {
             f,
             "Requests of the client to each node, and the tasks that answered:\n\n{table}\n"
         )?;
+        let mut seen = BTreeMap::<String, Vec<&str>>::new();
+        for node in &self.nodes {
+            seen.entry(self.seen_by(node)).or_default().push(&node.name);
+        }
+        for (seen, nodes) in seen {
+            writeln!(f, "Asked at {}, {seen}.", nodes.join(", "))?;
+        }
         if self.ok {
             write!(f, "Every node answered, and the tasks took turns exactly.")?;
         }
@@ -213,8 +285,21 @@ mod tests {
                 .into_iter()
                 .zip(counts)
                 .collect(),
+            clients: [CLIENT].into(),
             failed: failed.iter().map(|&error| error.to_owned()).collect(),
         }
+    }
+
+    const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 77, 0, 101));
+
+    #[test]
+    fn only_behind_the_fast_path_a_task_has_to_see_the_client() {
+        let mut answers = ingress([6, 6], &[]);
+        assert_eq!(hidden_client(&answers, "ebpf", CLIENT), None);
+        answers.clients.insert([10, 208, 1, 1].into());
+        assert_eq!(hidden_client(&answers, "relay", CLIENT), None);
+        let problem = hidden_client(&answers, "ebpf", CLIENT).unwrap();
+        assert!(problem.contains("saw 10.208.1.1 instead"), "{problem}");
     }
 
     #[test]

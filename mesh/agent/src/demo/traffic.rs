@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
+    net::{IpAddr, SocketAddr},
     time::Duration,
 };
 
@@ -38,8 +39,16 @@ pub(super) struct Ingress {
     pub protocol: Protocol,
     /// How many requests were answered by which task.
     pub by_task: BTreeMap<String, usize>,
+    /// Which clients the tasks saw.
+    pub clients: BTreeSet<IpAddr>,
     /// Why the others were not answered.
     pub failed: Vec<String>,
+}
+
+/// One answer.
+struct Answer {
+    task: String,
+    client: IpAddr,
 }
 
 /// The answer of one node at the port in host mode.
@@ -73,7 +82,7 @@ pub(super) fn wait_answered(
     for protocol in [Protocol::Tcp, Protocol::Udp] {
         let what = format!("answers at {WEB_PORT}/{protocol} by all {tasks} tasks");
         cluster.wait_each(stop, notes, &what, |agent| {
-            let ask = |_| ask(cluster, plan, agent, protocol);
+            let ask = |_| Ok(ask(cluster, plan, agent, protocol)?.task);
             let seen = (0..tasks).map(ask).collect::<Result<BTreeSet<_>>>()?;
             if seen.len() < tasks {
                 bail!("so far by {}", Vec::from_iter(seen).join(", "));
@@ -122,10 +131,13 @@ pub(super) fn ask_all(
 }
 
 fn ask_often(cluster: &Cluster, plan: &Plan, agent: &Agent, protocol: Protocol) -> Ingress {
-    let (mut by_task, mut failed) = (BTreeMap::new(), Vec::new());
+    let (mut by_task, mut clients, mut failed) = (BTreeMap::new(), BTreeSet::new(), Vec::new());
     for _ in 0..REQUESTS {
         match ask(cluster, plan, agent, protocol) {
-            Ok(task) => *by_task.entry(task).or_default() += 1,
+            Ok(answer) => {
+                *by_task.entry(answer.task).or_default() += 1;
+                clients.insert(answer.client);
+            }
             Err(error) => failed.push(format!("{error:#}")),
         }
     }
@@ -133,12 +145,13 @@ fn ask_often(cluster: &Cluster, plan: &Plan, agent: &Agent, protocol: Protocol) 
         node: agent.name().to_owned(),
         protocol,
         by_task,
+        clients,
         failed,
     }
 }
 
-/// One request on a connection, or from a port, of its own: the task that answered.
-fn ask(cluster: &Cluster, plan: &Plan, agent: &Agent, protocol: Protocol) -> Result<String> {
+/// One request on a connection, or from a port, of its own.
+fn ask(cluster: &Cluster, plan: &Plan, agent: &Agent, protocol: Protocol) -> Result<Answer> {
     let (client, at) = (cluster.client(), agent.at(WEB_PORT));
     let answer = match protocol {
         Protocol::Tcp => {
@@ -153,7 +166,12 @@ fn ask(cluster: &Cluster, plan: &Plan, agent: &Agent, protocol: Protocol) -> Res
             String::from_utf8_lossy(&answer).into_owned()
         }
     };
-    task_in(&answer, plan).with_context(|| format!("answered, but by no task: {answer:?}"))
+    Ok(Answer {
+        task: task_in(&answer, plan)
+            .with_context(|| format!("answered, but by no task: {answer:?}"))?,
+        client: client_in(&answer)
+            .with_context(|| format!("answered, but without a client: {answer:?}"))?,
+    })
 }
 
 fn ask_host(cluster: &Cluster, plan: &Plan, agent: &Agent) -> Outcome {
@@ -178,6 +196,13 @@ fn task_in(answer: &str, plan: &Plan) -> Option<String> {
     task.map(|task| task.label.clone())
 }
 
+/// The client that the task saw.
+fn client_in(answer: &str) -> Option<IpAddr> {
+    let mut lines = answer.lines();
+    let client = lines.find_map(|line| line.strip_prefix("client: "))?;
+    client.parse::<SocketAddr>().ok().map(|at| at.ip())
+}
+
 fn is_refused(error: &anyhow::Error) -> bool {
     let cause = error.root_cause().downcast_ref::<io::Error>();
     cause.is_some_and(|cause| cause.kind() == io::ErrorKind::ConnectionRefused)
@@ -195,5 +220,12 @@ mod tests {
         assert_eq!(task("host-web-1 10.208.3.2"), Some("host-web-1".to_owned()));
         assert_eq!(task("web-11"), None);
         assert_eq!(task(""), None);
+    }
+
+    #[test]
+    fn the_client_is_read_from_the_line_of_whoami() {
+        let answer = "hostname: web-1\naddress: 10.208.2.5:80\nclient: 10.77.0.101:40000\n";
+        assert_eq!(client_in(answer), Some([10, 77, 0, 101].into()));
+        assert_eq!(client_in("hostname: web-1\n"), None);
     }
 }

@@ -79,7 +79,7 @@ impl Facts {
         let fast = &planes.fast;
         let chosen = match self.config.plane {
             PlaneChoice::Ebpf => "asked for",
-            PlaneChoice::Auto | PlaneChoice::Relay => "auto: it works here",
+            PlaneChoice::Auto | PlaneChoice::Relay => "it works here",
         };
         let ebpf = PlaneRow {
             plane: PlaneKind::Ebpf.to_string(),
