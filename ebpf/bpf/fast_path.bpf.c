@@ -12,8 +12,8 @@ static __always_inline int forward(struct __sk_buff *skb, const struct packet *p
 	struct network *network = bpf_map_lookup_elem(&networks, &f->network);
 	if (!network)
 		return drop(DROP_FAILED);
-	book(skb, p, f);
-	book_backend(skb, f->backend, DESTINATION);
+	book(p, f);
+	book_backend(p, f->backend, DESTINATION);
 	if (rewrite(skb, p, f, DESTINATION))
 		return drop(DROP_FAILED);
 	if (!f->node)
@@ -26,14 +26,27 @@ static __always_inline int forward(struct __sk_buff *skb, const struct packet *p
 static __always_inline int give_back(struct __sk_buff *skb, const struct packet *p, struct flow *f)
 {
 	struct backend *backend = bpf_map_lookup_elem(&backends, &f->backend);
-	if (!backend || backend->generation != f->generation)
+	if (!backend || backend->generation != f->generation) {
+		/* What it acknowledges is needed to end the connection. */
+		book(p, f);
 		return drop(DROP_GONE);
+	}
 	struct network *network = bpf_map_lookup_elem(&networks, &f->network);
 	/* By another link it is not the task's. */
 	if (!network || skb->ifindex != (f->node ? network->ifindex : backend->ifindex))
 		return drop(DROP_MISDIRECTED);
-	book(skb, p, f);
-	book_backend(skb, f->backend, SOURCE);
+	if (p->tuple.proto == IPPROTO_UDP) {
+		struct tuple way_there = way_there_of(p, f);
+		if (is_idle(f, &way_there, bpf_ktime_get_coarse_ns()))
+			return drop(DROP_IDLE);
+		if (refuses(p))
+			return refused(p, f);
+	}
+	answered(p, f, backend);
+	if (p->tcp & TCP_RST)
+		tell_reset(p, f);
+	book(p, f);
+	book_backend(p, f->backend, SOURCE);
 	if (rewrite(skb, p, f, SOURCE))
 		return drop(DROP_FAILED);
 	if (f->node)
@@ -41,25 +54,26 @@ static __always_inline int give_back(struct __sk_buff *skb, const struct packet 
 	return bpf_redirect_neigh(f->ifindex, 0, 0, 0);
 }
 
-/* Whether a SYN for a flow that is known begins a new one. The old one is over, or it was never answered; in that
+/* Whether a packet of a flow that is known begins a new one. The old one is over, or it was never answered; in that
  * case its backend gets no new flows for a while. */
 static __always_inline int begins_anew(const struct packet *p, struct flow *f)
 {
+	if (p->what != SEGMENT)
+		return 0;
+	if (p->tuple.proto == IPPROTO_UDP)
+		return leaves(p, f);
+	if (!is_syn(p))
+		return 0;
 	__u64 now = bpf_ktime_get_coarse_ns();
 	if (f->closing)
 		return 1;
-	struct tuple way_back = {.saddr = f->ip, .daddr = p->tuple.saddr, .sport = f->port, .dport = p->tuple.sport, .proto = p->tuple.proto};
+	struct tuple way_back = way_back_of(p, f);
 	struct flow *back = bpf_map_lookup_elem(&flows, &way_back);
 	if (!back || back->closing)
 		return 1;
 	if (back->packets || now - f->created < UNANSWERED)
 		return 0;
-	struct backend *backend = bpf_map_lookup_elem(&backends, &f->backend);
-	if (backend)
-		backend->passed_over = now + PASSED_OVER;
-	struct backend_counters *counters = bpf_map_lookup_elem(&backend_stats, &f->backend);
-	if (counters)
-		counters->failures += 1;
+	failed(f->backend, now);
 	bpf_map_delete_elem(&flows, &way_back);
 	count(RETRIED);
 	return 1;
@@ -78,11 +92,13 @@ static __always_inline int first(struct __sk_buff *skb, const struct packet *p, 
 	}
 	if (!frontend->slots)
 		return leave(TO_RELAY_NO_BACKEND);
+	if (!allows(frontend, p->tuple.saddr))
+		return leave(TO_RELAY_NOT_ALLOWED);
 	struct flow *f = choose(skb, p, frontend);
 	if (f)
 		return forward(skb, p, f);
 	__u64 now = bpf_ktime_get_coarse_ns();
-	struct flow relayed = {.kind = FLOW_RELAY, .created = now, .seen = now, .frontend = frontend->id};
+	struct flow relayed = {.kind = FLOW_RELAY, .created = now, .seen = now, .frontend = frontend->id, .idle_ms = frontend->idle_ms};
 	bpf_map_update_elem(&flows, &p->tuple, &relayed, BPF_ANY);
 	return leave(TO_RELAY_COLLISION);
 }
@@ -99,12 +115,16 @@ static __always_inline int judge_from_outside(struct __sk_buff *skb, const struc
 	int stale = 0;
 	if (f && f->kind == FLOW_FORWARD) {
 		stale = !is_current(f);
-		if (!stale && !(is_syn(p) && begins_anew(p, f)))
+		if (!stale && !begins_anew(p, f))
 			return forward(skb, p, f);
+		/* Should the relay get the new one, its packets are not to be taken for the old one's. */
+		if (!stale)
+			bpf_map_delete_elem(&flows, &p->tuple);
 	} else if (f && f->kind == FLOW_RELAY) {
 		__u64 now = bpf_ktime_get_coarse_ns();
-		if (!is_syn(p) || now - f->created < IDLE) {
-			book(skb, p, f);
+		int over = is_syn(p) ? now - f->created >= IDLE : p->tuple.proto == IPPROTO_UDP && now - f->seen > f->idle_ms * MS;
+		if (!over) {
+			book(p, f);
 			return TCX_NEXT;
 		}
 	} else if (f) {
@@ -120,7 +140,7 @@ static __always_inline int deliver(struct __sk_buff *skb, const struct packet *p
 	if (bpf_skb_get_tunnel_key(skb, &key, sizeof(key), 0))
 		return drop(DROP_NOT_MEMBER);
 	if (f && f->node == key.remote_ipv4 && !is_syn(p)) {
-		book(skb, p, f);
+		book(p, f);
 		return hand_over(skb, f->ifindex, f->macs);
 	}
 	struct task *task = bpf_map_lookup_elem(&tasks, &p->tuple.daddr);
@@ -133,7 +153,7 @@ static __always_inline int deliver(struct __sk_buff *skb, const struct packet *p
 	__u64 now = bpf_ktime_get_coarse_ns();
 	struct tuple way_back = reversed(&p->tuple);
 	struct flow *old = bpf_map_lookup_elem(&flows, &way_back);
-	if (old && !(old->kind == FLOW_BACK && old->node == key.remote_ipv4) && !is_over(old, now))
+	if (old && !(old->kind == FLOW_BACK && old->node == key.remote_ipv4) && !is_over(&way_back, old, now))
 		return drop(DROP_COLLISION);
 	struct flow flow = {.created = now, .seen = now, .kind = FLOW_BACK, .node = key.remote_ipv4, .network = network, .ifindex = task->ifindex};
 	if (bpf_map_update_elem(&flows, &way_back, &flow, BPF_ANY))
@@ -170,7 +190,7 @@ static __always_inline int send_back(struct __sk_buff *skb, const struct packet 
 	struct network *network = bpf_map_lookup_elem(&networks, &f->network);
 	if (!network || skb->ifindex != f->ifindex)
 		return drop(DROP_MISDIRECTED);
-	book(skb, p, f);
+	book(p, f);
 	fit(skb, p, network);
 	return encapsulate(skb, network, f->node);
 }

@@ -1,38 +1,34 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* Flows: their books, and the choice of a backend for a new one. */
 #pragma once
-#include "packet.h"
+#include "policy.h"
 
-#define MS 1000000ull
-/* A SYN again after this long without an answer goes to another backend; the first retransmission comes after
- * 1 s (RFC 6298). */
-#define UNANSWERED (800 * MS)
-/* For how long a backend that did not answer gets no new flows, while there are others. */
-#define PASSED_OVER (10000 * MS)
 /* A flow without a packet for this long may give way to one of the same addresses and ports. */
 #define IDLE (60000 * MS)
 /* How many backends are tried for one packet, and from which try on those passed over count again. */
 #define TRIES 8
 #define LAST_TRIES 6
 
-static __always_inline void book(struct __sk_buff *skb, const struct packet *p, struct flow *f)
+static __always_inline void book(const struct packet *p, struct flow *f)
 {
-	f->seen = bpf_ktime_get_coarse_ns();
 	f->packets += 1;
-	f->bytes += skb->len - ETH_HLEN;
-	if (p->tcp & (TCP_FIN | TCP_RST))
-		f->closing = 1;
+	f->bytes += p->data;
+	if (p->data || p->tuple.proto == IPPROTO_UDP || p->tcp & (TCP_SYN | TCP_FIN | TCP_RST))
+		f->seen = bpf_ktime_get_coarse_ns();
+	if (p->tcp & TCP_ACK)
+		f->ack = p->ack;
+	f->closing |= p->tcp & (TCP_FIN | TCP_RST);
 }
 
-static __always_inline void book_backend(struct __sk_buff *skb, __u32 backend, enum end to)
+static __always_inline void book_backend(const struct packet *p, __u32 backend, enum end to)
 {
 	struct backend_counters *counters = bpf_map_lookup_elem(&backend_stats, &backend);
 	if (!counters)
 		return;
 	if (to == DESTINATION)
-		counters->bytes_in += skb->len - ETH_HLEN;
+		counters->bytes_in += p->data;
 	else
-		counters->bytes_out += skb->len - ETH_HLEN;
+		counters->bytes_out += p->data;
 }
 
 /* Whether a flow's backend is still the one that it was. */
@@ -42,11 +38,22 @@ static __always_inline int is_current(const struct flow *f)
 	return backend && backend->generation == f->generation;
 }
 
-/* Whether a flow of a task may be taken for over when another wants its addresses and ports. */
-static __always_inline int is_over(const struct flow *f, __u64 now)
+/* Whether a flow from a task may be taken for over when another wants its way. */
+static __always_inline int is_over(const struct tuple *way, const struct flow *f, __u64 now)
 {
-	if (f->closing || now - f->seen > IDLE)
+	if (f->closing)
 		return 1;
+	if (now - f->seen > IDLE) {
+		/* Data may go the other way only. */
+		struct tuple other_way = reversed(way);
+		if (f->kind == FLOW_RETURN) {
+			other_way.daddr = f->ip;
+			other_way.dport = f->port;
+		}
+		struct flow *other = bpf_map_lookup_elem(&flows, &other_way);
+		if (!other || now - other->seen > IDLE)
+			return 1;
+	}
 	if (f->kind == FLOW_RETURN)
 		return !is_current(f);
 	return f->kind == FLOW_BACK && !f->packets && now - f->created > UNANSWERED;
@@ -70,13 +77,14 @@ static __always_inline struct flow *begin(struct __sk_buff *skb, const struct pa
 		.backend = index,
 		.generation = backend->generation,
 		.frontend = frontend->id,
+		.idle_ms = frontend->idle_ms,
 	};
 	if (backend->port == p->tuple.dport)
 		flow.port_delta = 0;
 	if (bpf_map_update_elem(&flows, &way_back, &flow, BPF_NOEXIST)) {
 		struct flow *old = bpf_map_lookup_elem(&flows, &way_back);
 		int same = old && old->kind == FLOW_RETURN && old->ip == p->tuple.daddr && old->port == p->tuple.dport;
-		if (old && !same && !is_over(old, now)) {
+		if (old && !same && !is_over(&way_back, old, now)) {
 			count(COLLISION);
 			return 0;
 		}

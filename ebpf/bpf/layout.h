@@ -27,11 +27,14 @@ enum flow_kind {
 
 /* All that is needed to send a packet of a flow on. */
 struct flow {
-	__u64 created, seen, packets, bytes;
+	__u64 created;
+	__u64 seen; /* when a byte passed last in this direction, or a datagram */
+	__u64 packets;
+	__u64 bytes; /* of data, without headers */
 	__be32 ip;	 /* the new address, of the end that is rewritten */
 	__be16 port;	 /* the new port */
 	__u8 kind;	 /* enum flow_kind */
-	__u8 closing;	 /* FIN or RST was seen in this direction */
+	__u8 closing;	 /* TCP_FIN and TCP_RST, as far as they were seen in this direction */
 	__u32 ip_delta;	 /* what the new address changes in a checksum */
 	__u32 port_delta;
 	__u32 node;	 /* the other end of the tunnel, host order; 0 is none */
@@ -40,7 +43,9 @@ struct flow {
 	__u32 backend, generation;
 	__u8 macs[12];	 /* destination and source, towards a local task */
 	__u32 frontend;	 /* its id */
-	__u32 pad;
+	__u32 idle_ms;	 /* after so long without a byte the flow is over; 0 is never */
+	__u32 ack;	 /* TCP: what this direction's sender acknowledged last, network order */
+	__u32 answered;	 /* of FLOW_FORWARD: the backend has replied */
 };
 
 struct frontend_key {
@@ -52,6 +57,22 @@ struct frontend_key {
 struct frontend {
 	__u32 id, generation, slots;
 	__u32 network; /* the only one that reaches it; 0 is every one, and the outside */
+	__u32 flags;
+	__u32 idle_ms; /* of flows that begin now; 0 is never */
+};
+
+/* It has a list of clients that may begin flows. */
+#define FRONTEND_LISTED 1
+
+/* A client or a prefix of clients on a frontend's list. */
+struct listed {
+	__u32 frontend;
+	__be32 ip;
+};
+
+struct allow_key {
+	__u32 length; /* 32, and the length of the prefix */
+	struct listed client;
 };
 
 struct slot_key {
@@ -61,6 +82,7 @@ struct slot_key {
 /* A backend of one frontend. Its place in the array is used again with another generation. */
 struct backend {
 	__u64 passed_over; /* until when it gets no new flows */
+	__u64 answered;	   /* when it last answered a flow for the first time */
 	__be32 ip;
 	__be16 port;
 	__u16 pad;
@@ -72,7 +94,7 @@ struct backend {
 };
 
 struct backend_counters {
-	__u64 flows, bytes_in, bytes_out, failures;
+	__u64 flows, bytes_in, bytes_out, failures; /* bytes of data, without headers */
 };
 
 /* A task of this node. */
@@ -92,6 +114,8 @@ struct backend_label {
 
 struct frontend_label {
 	__u8 service[64], name[128];
+	__u32 tcp_idle_ms; /* 0 is never */
+	__u32 udp_idle_ms;
 };
 
 /* A network of this node. Its place in the array stays its own as long as the node is on it; place 0 is no one's. */
@@ -128,13 +152,14 @@ enum counter {
 		__type(value, value_type);                                                                   \
 	} map_name SEC(".maps")
 
-#define LABELS(map_name, value_type, entries)                                                                 \
+/* A map that takes memory only for what is in it. */
+#define SPARSE(map_type, map_name, key_type, value_type, entries)                                            \
 	struct {                                                                                             \
-		__uint(type, BPF_MAP_TYPE_HASH);                                                             \
+		__uint(type, map_type);                                                                      \
 		__uint(max_entries, entries);                                                                \
 		__uint(map_flags, BPF_F_NO_PREALLOC);                                                        \
 		__uint(pinning, LIBBPF_PIN_BY_NAME);                                                         \
-		__type(key, __u32);                                                                          \
+		__type(key, key_type);                                                                       \
 		__type(value, value_type);                                                                   \
 	} map_name SEC(".maps")
 
@@ -145,6 +170,8 @@ MAP(BPF_MAP_TYPE_HASH, links, __u32, __u32, 32768);
 MAP(BPF_MAP_TYPE_HASH, frontends, struct frontend_key, struct frontend, MAX_FRONTENDS);
 /* Tickets of round robin, by a frontend's id: apart from the frontend, as changing that would reset them. */
 MAP(BPF_MAP_TYPE_ARRAY, tickets, __u32, __u32, MAX_FRONTENDS);
+/* When a backend of a frontend last answered, by the frontend's id; 0 is never. */
+MAP(BPF_MAP_TYPE_ARRAY, answers, __u32, __u64, MAX_FRONTENDS);
 MAP(BPF_MAP_TYPE_HASH, slots, struct slot_key, __u32, 2 * MAX_BACKENDS);
 MAP(BPF_MAP_TYPE_ARRAY, backends, __u32, struct backend, MAX_BACKENDS);
 MAP(BPF_MAP_TYPE_PERCPU_ARRAY, backend_stats, __u32, struct backend_counters, MAX_BACKENDS);
@@ -154,8 +181,9 @@ MAP(BPF_MAP_TYPE_HASH, own, __be32, __u32, 1024);
 MAP(BPF_MAP_TYPE_HASH, peers, __u32, __u32, 4096);
 MAP(BPF_MAP_TYPE_HASH, tasks, __be32, struct task, 16384);
 MAP(BPF_MAP_TYPE_PERCPU_ARRAY, counters, __u32, __u64, 64);
-LABELS(backend_labels, struct backend_label, MAX_BACKENDS);
-LABELS(frontend_labels, struct frontend_label, MAX_FRONTENDS);
+SPARSE(BPF_MAP_TYPE_LPM_TRIE, allowed, struct allow_key, __u32, 262144);
+SPARSE(BPF_MAP_TYPE_HASH, backend_labels, __u32, struct backend_label, MAX_BACKENDS);
+SPARSE(BPF_MAP_TYPE_HASH, frontend_labels, __u32, struct frontend_label, MAX_FRONTENDS);
 
 static __always_inline void count(enum counter which)
 {

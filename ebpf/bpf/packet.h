@@ -17,6 +17,10 @@
 #define TCP_RST 4
 #define TCP_ACK 16
 
+/* RFC 792. */
+#define ICMP_UNREACHABLE 3
+#define ICMP_TOO_BIG 4
+
 enum what { NOT_OURS, SEGMENT, ICMP_ERROR, FRAGMENT, OPTIONS };
 
 struct packet {
@@ -24,6 +28,9 @@ struct packet {
 	struct tuple tuple;
 	__u8 what;
 	__u8 tcp; /* flags */
+	__u8 icmp_type, icmp_code;
+	__u32 ack;  /* TCP: what it acknowledges, network order */
+	__u32 data; /* bytes of it, without headers */
 };
 
 static __always_inline int is_syn(const struct packet *p)
@@ -58,6 +65,8 @@ static __always_inline void parse_icmp(struct __sk_buff *skb, struct packet *p)
 		return;
 	__be16 *ports = data + INNER_L4;
 	p->tuple = (struct tuple){.saddr = inner->daddr, .daddr = inner->saddr, .sport = ports[1], .dport = ports[0], .proto = inner->protocol};
+	p->icmp_type = type;
+	p->icmp_code = *(__u8 *)(data + L4 + 1);
 	p->what = ICMP_ERROR;
 }
 
@@ -80,6 +89,8 @@ static __always_inline void parse(struct __sk_buff *skb, struct packet *p)
 		return;
 	}
 	__u8 proto = ip->protocol;
+	/* The frame may be padded, or so large that the header has no room for its length. */
+	__u32 length = ip->tot_len ? ntohs(ip->tot_len) : skb->len - ETH_HLEN, headers = 28;
 	if (proto == IPPROTO_ICMP) {
 		parse_icmp(skb, p);
 		return;
@@ -98,7 +109,10 @@ static __always_inline void parse(struct __sk_buff *skb, struct packet *p)
 				return;
 		}
 		p->tcp = *(__u8 *)(data + L4 + 13);
+		p->ack = *(__u32 *)(data + L4 + 8);
+		headers = 20 + (*(__u8 *)(data + L4 + 12) >> 4) * 4;
 	}
+	p->data = length > headers ? length - headers : 0;
 	p->what = SEGMENT;
 }
 

@@ -67,7 +67,9 @@ layouts! {
         generation: u32,
         macs: [u8; 12],
         frontend: u32,
-        pad: u32,
+        idle_ms: u32,
+        ack: u32,
+        answered: u32,
     }
     /// A frontend's address; 0.0.0.0 is every address of the node.
     FrontendKey = "frontend_key" {
@@ -82,6 +84,13 @@ layouts! {
         generation: u32,
         slots: u32,
         network: u32,
+        flags: u32,
+        idle_ms: u32,
+    }
+    /// A client or a prefix of clients on a frontend's list.
+    Listed = "listed" {
+        frontend: u32,
+        ip: [u8; 4],
     }
     /// One turn of round robin.
     SlotKey = "slot_key" {
@@ -92,6 +101,7 @@ layouts! {
     /// A backend of one frontend.
     BackendValue = "backend" {
         passed_over: u64,
+        answered: u64,
         ip: [u8; 4],
         port: [u8; 2],
         pad: u16,
@@ -129,6 +139,8 @@ layouts! {
     FrontendLabel = "frontend_label" {
         service: [u8; 64],
         name: [u8; 128],
+        tcp_idle_ms: u32,
+        udp_idle_ms: u32,
     }
     /// The agent's network namespace.
     HostValue = "host" {
@@ -175,6 +187,9 @@ layouts! {
         pad: u8,
     }
 }
+
+/// `FRONTEND_LISTED`: it has a list of clients that may begin flows.
+pub(crate) const LISTED: u32 = 1;
 
 /// Client to frontend, at the node that the client came to.
 pub(crate) const FLOW_FORWARD: u8 = 1;

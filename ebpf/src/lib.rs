@@ -6,24 +6,26 @@
 //! go on without an agent, and the next one adopts them.
 //!
 //! What it does not carry is the relay's, which holds the listeners: IPv6, virtual addresses, the PROXY protocol,
-//! allow lists, idle timeouts and balancing other than round robin.
+//! balancing other than round robin.
 //!
 //! An [`EbpfPlane`] belongs to the network namespace of the thread that opened it, and must be used on that thread.
 
 mod counters;
 mod error;
+mod flow_table;
 mod layout;
 mod links;
 mod maps;
 mod netns;
 mod plane;
 mod probe;
+mod reset;
 mod surroundings;
 mod trace;
 
 pub use counters::{COUNTERS, Counter};
 pub use error::EbpfError;
-pub use plane::{EbpfPlane, OpenOptions};
+pub use plane::{EbpfPlane, OpenOptions, Swept};
 pub use probe::probe;
 pub use surroundings::{Mesh, Surroundings, TaskLink};
 pub use trace::{Ends, Program, Target, TraceEvent, TraceFilter, Tracer, Verdict};

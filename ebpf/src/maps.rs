@@ -2,14 +2,14 @@
 
 use aya::{
     Ebpf,
-    maps::{Array, HashMap, Map, MapData, PerCpuArray},
+    maps::{Array, HashMap, Map, MapData, PerCpuArray, lpm_trie::LpmTrie},
 };
 
 use crate::{
     EbpfError,
     layout::{
         BackendCounters, BackendLabel, BackendValue, Flow, FrontendKey, FrontendLabel,
-        FrontendValue, HostValue, NetworkValue, SlotKey, TaskValue, Tuple,
+        FrontendValue, HostValue, Listed, NetworkValue, SlotKey, TaskValue, Tuple,
     },
 };
 
@@ -21,6 +21,8 @@ pub(crate) struct Maps {
     pub(crate) networks: Array<MapData, NetworkValue>,
     pub(crate) links: Hash<u32, u32>,
     pub(crate) frontends: Hash<FrontendKey, FrontendValue>,
+    pub(crate) answers: Array<MapData, u64>,
+    pub(crate) allowed: LpmTrie<MapData, Listed, u32>,
     pub(crate) slots: Hash<SlotKey, u32>,
     pub(crate) backends: Array<MapData, BackendValue>,
     pub(crate) backend_stats: PerCpuArray<MapData, BackendCounters>,
@@ -40,6 +42,8 @@ impl Maps {
             networks: take(object, "networks")?,
             links: take(object, "links")?,
             frontends: take(object, "frontends")?,
+            answers: take(object, "answers")?,
+            allowed: take(object, "allowed")?,
             slots: take(object, "slots")?,
             backends: take(object, "backends")?,
             backend_stats: take(object, "backend_stats")?,

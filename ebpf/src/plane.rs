@@ -1,11 +1,15 @@
 //! The plane itself: what it was told, written into the maps.
 
 mod adopt;
+mod allow;
 mod around;
+mod books;
+mod life;
 mod open;
 #[cfg(test)]
 mod packets;
 mod served;
+mod sweep;
 mod views;
 
 use std::{
@@ -25,13 +29,18 @@ use portolan_plane::{
 use crate::{
     ABI, COUNTERS, Counter, EbpfError, Surroundings,
     error::Doing,
+    flow_table::FlowTable,
     layout::BackendValue,
     links::{self, FROM_MESH, FROM_OUTSIDE, FROM_TASK},
     maps::{Hash, Maps},
     probe,
+    reset::Resets,
 };
+use books::Books;
 pub use open::OpenOptions;
 use served::Served;
+use sweep::Sweep;
+pub use sweep::Swept;
 
 /// The eBPF plane.
 pub struct EbpfPlane {
@@ -45,6 +54,11 @@ pub struct EbpfPlane {
     /// Places in the kernel's arrays that no frontend and no backend has.
     free_frontends: Free,
     free_backends: Free,
+    /// The flows once more, for reading in slices.
+    table: FlowTable,
+    sweep: Sweep,
+    books: Books,
+    resets: Resets,
 }
 
 /// Where a backend is to be reached; all zero is nowhere.
@@ -215,7 +229,7 @@ impl DataPlane for EbpfPlane {
     }
 
     fn flows(&self, limit: usize) -> Vec<FlowView> {
-        self.live_flows().take(limit).collect()
+        self.live_flows(limit)
     }
 }
 

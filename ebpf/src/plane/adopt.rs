@@ -6,7 +6,8 @@ use std::{
     sync::Arc,
 };
 
-use portolan_model::{Balancing, NodeId, PlaneChoice, Protocol, Service, TaskId};
+use ipnetwork::IpNetwork;
+use portolan_model::{Balancing, NodeId, PlaneChoice, Protocol, TaskId};
 use portolan_plane::{
     Backend, BackendState, Frontend, FrontendAddress, FrontendSpec, OpError, Policy,
 };
@@ -18,13 +19,15 @@ use crate::{
 };
 
 impl EbpfPlane {
-    /// Takes over the frontends in the maps. Of a policy nothing is in the kernel: it is read as the plain one, so
-    /// that the reconciler writes the frontend again where it is not, with all flows kept.
+    /// Takes over the frontends in the maps. What the programs do not need of a policy, as the IPv6 part of a list of
+    /// clients, is not there: then the reconciler writes the frontend again, with all flows kept.
     pub(super) fn adopt(&mut self) -> Result<(), OpError> {
         self.adopt_networks()?;
         let labels = read(&self.maps.backend_labels, "the backends' labels")?;
+        let mut lists = self.lists()?;
         for (key, value) in read(&self.maps.frontends, "the frontends")? {
-            let Some(served) = self.read_frontend(key, value, &labels)? else {
+            let allow = lists.remove(&value.id).unwrap_or_default();
+            let Some(served) = self.read_frontend(key, value, &labels, allow)? else {
                 // Without a name it was only half written.
                 self.maps
                     .frontends
@@ -37,6 +40,9 @@ impl EbpfPlane {
                 self.free_backends.mark(*index);
             }
             self.served.insert(served.spec.frontend.clone(), served);
+        }
+        for (id, list) in lists {
+            self.unlist(id, &list, &[])?;
         }
         for index in labels
             .keys()
@@ -54,6 +60,7 @@ impl EbpfPlane {
         key: FrontendKey,
         value: FrontendValue,
         labels: &BTreeMap<u32, BackendLabel>,
+        allow: Vec<IpNetwork>,
     ) -> Result<Option<Served>, OpError> {
         let Ok(label) = self.maps.frontend_labels.get(&value.id, 0) else {
             return Ok(None);
@@ -110,10 +117,10 @@ impl EbpfPlane {
             policy: Policy {
                 balancing: Balancing::RoundRobin,
                 local_first: false,
-                tcp_idle_ms: None,
-                udp_idle_ms: Service::DEFAULT_UDP_IDLE_MS,
+                tcp_idle_ms: (label.tcp_idle_ms > 0).then_some(label.tcp_idle_ms),
+                udp_idle_ms: label.udp_idle_ms,
                 proxy_protocol: None,
-                allow: Vec::new(),
+                allow,
                 plane: PlaneChoice::Auto,
             },
             sources: None,

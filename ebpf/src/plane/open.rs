@@ -12,10 +12,12 @@ use aya::{
     programs::SchedClassifier,
 };
 
-use super::{EbpfPlane, Free};
+use portolan_plane::OpError;
+
+use super::{EbpfPlane, Free, books::Books, sweep::Sweep};
 use crate::{
-    ABI, ABSENT, DEFAULT_PINS, EbpfError, OBJECT, Surroundings, error::Doing, layout::HostValue,
-    links, maps::Maps, netns, trace,
+    ABI, ABSENT, DEFAULT_PINS, EbpfError, OBJECT, Surroundings, error::Doing,
+    flow_table::FlowTable, layout::HostValue, links, maps::Maps, netns, reset::Resets, trace,
 };
 
 /// How the fast path is opened.
@@ -87,6 +89,11 @@ impl EbpfPlane {
         maps.host
             .set(0, HostValue { netns }, 0)
             .doing(|| "write the network namespace".into())?;
+        let table = FlowTable::open(&pins.join("flows")).doing(|| "open the flows".into())?;
+        let resets = Resets::open().map_err(|source| OpError::Kernel {
+            operation: "open a raw socket".into(),
+            source,
+        })?;
         let mut plane = Self {
             pins,
             object,
@@ -96,6 +103,10 @@ impl EbpfPlane {
             places: BTreeMap::new(),
             free_frontends: Free::default(),
             free_backends: Free::default(),
+            table,
+            sweep: Sweep::default(),
+            books: Books::default(),
+            resets,
         };
         plane.adopt()?;
         Ok(plane)

@@ -5,6 +5,7 @@ mod bytes;
 mod cost;
 mod ingress;
 mod networks;
+mod policies;
 mod tracing;
 mod vlan;
 

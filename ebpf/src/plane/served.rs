@@ -6,15 +6,15 @@ use std::{
     sync::Arc,
 };
 
-use portolan_model::{Balancing, PlaneChoice, TaskId};
-use portolan_plane::{Backend, BackendState, Frontend, FrontendSpec, OpError};
+use portolan_model::{Balancing, PlaneChoice, Protocol, TaskId};
+use portolan_plane::{Backend, BackendState, Frontend, FrontendSpec, OpError, Policy};
 
 use super::{EbpfPlane, Place, key_address};
 use crate::{
     error::Doing,
     layout::{
-        BackendLabel, BackendValue, FrontendKey, FrontendLabel, FrontendValue, SlotKey, number,
-        text,
+        BackendLabel, BackendValue, FrontendKey, FrontendLabel, FrontendValue, LISTED, SlotKey,
+        number, text,
     },
 };
 
@@ -47,13 +47,25 @@ impl EbpfPlane {
         if let Some(old) = self.served.get(&spec.frontend).cloned() {
             return self.write(spec, key, &old);
         }
-        let id = self.free_frontends.take(MAX_FRONTENDS);
+        let id = self
+            .free_frontends
+            .take(MAX_FRONTENDS)
+            .ok_or_else(|| full("frontends"))?;
+        // What was learned of its last owner.
+        self.maps
+            .answers
+            .set(id, 0, 0)
+            .doing(|| format!("begin {}", spec.frontend))?;
         let new = Served {
             spec: Arc::new(FrontendSpec {
                 backends: Vec::new(),
+                policy: Policy {
+                    allow: Vec::new(),
+                    ..spec.policy.clone()
+                },
                 ..(**spec).clone()
             }),
-            id: id.ok_or_else(|| full("frontends"))?,
+            id,
             generation: 0,
             indexes: BTreeMap::new(),
             slots: Vec::new(),
@@ -75,6 +87,8 @@ impl EbpfPlane {
         let label = FrontendLabel {
             service: text(spec.service.as_str()),
             name: text(&spec.service_name),
+            tcp_idle_ms: spec.policy.tcp_idle_ms.unwrap_or(0),
+            udp_idle_ms: spec.policy.udp_idle_ms,
         };
         self.maps
             .frontend_labels
@@ -108,6 +122,8 @@ impl EbpfPlane {
         } else {
             Vec::new()
         };
+        let listed = old.spec.policy.allow.as_slice();
+        self.list(id, listed, &spec.policy.allow)?;
         let mut generation = old.generation;
         // Generation 0 was never written.
         if generation == 0 || slots != old.slots {
@@ -123,16 +139,23 @@ impl EbpfPlane {
                     .insert(at, index, 0)
                     .doing(|| format!("write a slot of {}", spec.frontend))?;
             }
-            let value = FrontendValue {
-                id,
-                generation,
-                slots: slots.len() as u32,
-                network: 0,
-            };
+        }
+        let (flags, idle_ms) = policy(spec);
+        let value = FrontendValue {
+            id,
+            generation,
+            slots: slots.len() as u32,
+            network: 0,
+            flags,
+            idle_ms,
+        };
+        if self.maps.frontends.get(&key, 0).ok() != Some(value) {
             self.maps
                 .frontends
                 .insert(key, value, 0)
                 .doing(|| format!("write {}", spec.frontend))?;
+        }
+        if generation != old.generation {
             for slot in 0..old.slots.len() as u32 {
                 // One that is not there is what is wanted.
                 let _ = self.maps.slots.remove(&SlotKey {
@@ -142,12 +165,22 @@ impl EbpfPlane {
                 });
             }
         }
+        self.unlist(id, listed, &spec.policy.allow)?;
         let indexes: BTreeMap<_, _> = places
             .into_iter()
             .map(|(task, (index, _))| (task, index))
             .collect();
         let stay: BTreeSet<u32> = indexes.values().copied().collect();
-        for index in old.indexes.values().filter(|index| !stay.contains(index)) {
+        for (task, index) in old
+            .indexes
+            .iter()
+            .filter(|(_, index)| !stay.contains(index))
+        {
+            let mut before = old.spec.backends.iter();
+            let name = before.find(|backend| backend.task == *task);
+            let name = name.map_or(task.as_str(), |backend| &backend.name);
+            let counted = self.backend_stats(*index);
+            self.books.leave(&spec.frontend, task, name, &counted);
             self.retire(*index)?;
         }
         self.served.insert(
@@ -252,6 +285,7 @@ impl EbpfPlane {
         };
         let (id, generation, slots) = (served.id, served.generation, served.slots.len() as u32);
         let indexes: Vec<u32> = served.indexes.values().copied().collect();
+        let allow = served.spec.policy.allow.clone();
         let key = key(frontend).ok_or_else(|| OpError::Unsupported(frontend.to_string()))?;
         if self.maps.frontends.get(&key, 0).is_ok() {
             self.maps
@@ -266,12 +300,14 @@ impl EbpfPlane {
                 slot,
             });
         }
+        self.unlist(id, &allow, &[])?;
         for index in indexes {
             self.retire(index)?;
         }
         let _ = self.maps.frontend_labels.remove(&id);
         self.free_frontends.release(id);
         self.served.remove(frontend);
+        self.books.close(frontend);
         Ok(())
     }
 }
@@ -282,8 +318,6 @@ fn carried(spec: &FrontendSpec) -> Result<FrontendKey, OpError> {
     let why = match () {
         () if policy.plane == PlaneChoice::Relay => "is for the relay, as its service says",
         () if policy.proxy_protocol.is_some() => "has the PROXY protocol",
-        () if !policy.allow.is_empty() => "has a list of allowed clients",
-        () if policy.tcp_idle_ms.is_some() => "has an idle timeout",
         () if policy.balancing != Balancing::RoundRobin || policy.local_first => {
             "is not plain round robin"
         }
@@ -297,6 +331,17 @@ fn carried(spec: &FrontendSpec) -> Result<FrontendKey, OpError> {
         "{} {why}, which the fast path does not carry",
         spec.frontend
     )))
+}
+
+/// What the programs have to know of the policy: flags, and the idle timeout of the frontend's protocol.
+fn policy(spec: &FrontendSpec) -> (u32, u32) {
+    let policy = &spec.policy;
+    let flags = if policy.allow.is_empty() { 0 } else { LISTED };
+    let idle_ms = match spec.frontend.protocol {
+        Protocol::Tcp => policy.tcp_idle_ms.unwrap_or(0),
+        Protocol::Udp => policy.udp_idle_ms,
+    };
+    (flags, idle_ms)
 }
 
 pub(super) fn key(frontend: &Frontend) -> Option<FrontendKey> {

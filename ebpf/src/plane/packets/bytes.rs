@@ -86,7 +86,12 @@ pub(super) fn udp(from: End, to: End, payload: &[u8], checked: bool) -> Vec<u8> 
 
 /// "Too big, the next link takes 1400" (RFC 1191), from a router about a packet.
 pub(super) fn too_big(router: [u8; 4], about: &[u8]) -> Vec<u8> {
-    let mut error = vec![3, 4, 0, 0, 0, 0, 0x05, 0x78];
+    unreachable(router, about, 4)
+}
+
+/// "Unreachable" (RFC 792) for this reason.
+pub(super) fn unreachable(router: [u8; 4], about: &[u8], code: u8) -> Vec<u8> {
+    let mut error = vec![3, code, 0, 0, 0, 0, 0x05, 0x78];
     error.extend(&about[IP..IP + 28]);
     let check = checksum(&[&error]);
     error[2..4].copy_from_slice(&check.to_be_bytes());
