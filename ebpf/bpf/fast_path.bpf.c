@@ -3,7 +3,8 @@
  * destination and sends it through the tunnel to node B (`from_mesh`, on the VXLAN link), which hands it to the
  * task. The reply (`from_task`, on the node's end of the task's veth pair) goes back through the tunnel to A
  * (`from_mesh`), which rewrites its source and sends it to the client. A task on A itself is reached without the
- * tunnel. What is not ours goes to the next program and to the kernel. */
+ * tunnel. A task may be the client too, of a published port or of a virtual address: then its packets come by
+ * `from_task`, and its replies are handed to it. What is not ours goes to the next program and to the kernel. */
 #include "flow.h"
 #include "trace.h"
 
@@ -19,7 +20,15 @@ static __always_inline int forward(struct __sk_buff *skb, const struct packet *p
 	if (!f->node)
 		return hand_over(skb, f->ifindex, f->macs);
 	fit(skb, p, network);
+	if (f->node == ROUTED)
+		return bpf_redirect_neigh(network->ifindex, 0, 0, 0);
 	return encapsulate(skb, network, f->node);
+}
+
+/* Whether the client is a task of this node. */
+static __always_inline int is_for_task(const struct flow *f)
+{
+	return *(const __u32 *)f->macs || *(const __u32 *)(f->macs + 4);
 }
 
 /* A task's packet to the client. */
@@ -51,6 +60,8 @@ static __always_inline int give_back(struct __sk_buff *skb, const struct packet 
 		return drop(DROP_FAILED);
 	if (f->node)
 		fit(skb, p, network);
+	if (is_for_task(f))
+		return hand_over(skb, f->ifindex, f->macs);
 	return bpf_redirect_neigh(f->ifindex, 0, 0, 0);
 }
 
@@ -79,12 +90,9 @@ static __always_inline int begins_anew(const struct packet *p, struct flow *f)
 	return 1;
 }
 
-/* A packet of a flow that is not known, or no longer valid. */
-static __always_inline int first(struct __sk_buff *skb, const struct packet *p, int stale)
+/* A packet to a frontend, of a flow that is not known, or no longer valid. */
+static __always_inline int first(struct __sk_buff *skb, const struct packet *p, const struct frontend *frontend, const struct task *client, int stale)
 {
-	struct frontend *frontend = addressed(p);
-	if (!frontend)
-		return stale ? leave(ENDED) : TCX_NEXT;
 	if (p->tuple.proto == IPPROTO_TCP && !is_syn(p)) {
 		if (stale)
 			return leave(ENDED);
@@ -94,13 +102,40 @@ static __always_inline int first(struct __sk_buff *skb, const struct packet *p, 
 		return leave(TO_RELAY_NO_BACKEND);
 	if (!allows(frontend, p->tuple.saddr))
 		return leave(TO_RELAY_NOT_ALLOWED);
-	struct flow *f = choose(skb, p, frontend);
+	struct call call = {.packet = p, .frontend = frontend, .client = client};
+	enum counter why = TO_RELAY_COLLISION;
+	struct flow *f = choose(skb, &call, &why);
 	if (f)
 		return forward(skb, p, f);
 	__u64 now = bpf_ktime_get_coarse_ns();
 	struct flow relayed = {.kind = FLOW_RELAY, .created = now, .seen = now, .frontend = frontend->id, .idle_ms = frontend->idle_ms};
 	bpf_map_update_elem(&flows, &p->tuple, &relayed, BPF_ANY);
-	return leave(TO_RELAY_COLLISION);
+	return leave(why);
+}
+
+/* Not a verdict: the packet may begin a flow. */
+#define BEGINS 0x7fffffff
+
+/* What becomes of a client's packet of a flow that is known. */
+static __always_inline int known(struct __sk_buff *skb, const struct packet *p, struct flow *f, int *stale)
+{
+	if (f->kind == FLOW_FORWARD) {
+		*stale = !is_current(f);
+		if (*stale)
+			return BEGINS;
+		if (!begins_anew(p, f))
+			return forward(skb, p, f);
+		/* Should the relay get the new one, its packets are not to be taken for the old one's. */
+		bpf_map_delete_elem(&flows, &p->tuple);
+		return BEGINS;
+	}
+	if (f->kind != FLOW_RELAY)
+		return TCX_NEXT;
+	__u64 now = bpf_ktime_get_coarse_ns();
+	if (is_syn(p) ? now - f->created >= IDLE : p->tuple.proto == IPPROTO_UDP && now - f->seen > f->idle_ms * MS)
+		return BEGINS;
+	book(p, f);
+	return TCX_NEXT;
 }
 
 static __always_inline int judge_from_outside(struct __sk_buff *skb, const struct packet *p)
@@ -111,26 +146,17 @@ static __always_inline int judge_from_outside(struct __sk_buff *skb, const struc
 		return leave(TO_RELAY_FRAGMENT);
 	if (p->what == NOT_OURS)
 		return TCX_NEXT;
-	struct flow *f = bpf_map_lookup_elem(&flows, &p->tuple);
 	int stale = 0;
-	if (f && f->kind == FLOW_FORWARD) {
-		stale = !is_current(f);
-		if (!stale && !begins_anew(p, f))
-			return forward(skb, p, f);
-		/* Should the relay get the new one, its packets are not to be taken for the old one's. */
-		if (!stale)
-			bpf_map_delete_elem(&flows, &p->tuple);
-	} else if (f && f->kind == FLOW_RELAY) {
-		__u64 now = bpf_ktime_get_coarse_ns();
-		int over = is_syn(p) ? now - f->created >= IDLE : p->tuple.proto == IPPROTO_UDP && now - f->seen > f->idle_ms * MS;
-		if (!over) {
-			book(p, f);
-			return TCX_NEXT;
-		}
-	} else if (f) {
+	struct flow *f = bpf_map_lookup_elem(&flows, &p->tuple);
+	int verdict = f ? known(skb, p, f, &stale) : BEGINS;
+	if (verdict != BEGINS)
+		return verdict;
+	if (p->what != SEGMENT)
 		return TCX_NEXT;
-	}
-	return p->what == SEGMENT ? first(skb, p, stale) : TCX_NEXT;
+	struct frontend *frontend = addressed(p);
+	if (frontend)
+		return first(skb, p, frontend, 0, stale);
+	return stale ? leave(ENDED) : TCX_NEXT;
 }
 
 /* A packet that another node sends to a task of this one, for a client of its own. */
@@ -204,12 +230,25 @@ static __always_inline int judge_from_task(struct __sk_buff *skb, const struct p
 		return send_back(skb, p, f);
 	if (f && f->kind == FLOW_RETURN && !f->node)
 		return give_back(skb, p, f);
+	int stale = 0;
+	int verdict = f ? known(skb, p, f, &stale) : BEGINS;
+	if (verdict != BEGINS)
+		return verdict;
 	__u32 id = network_of(skb->ifindex);
 	struct network *network = bpf_map_lookup_elem(&networks, &id);
-	/* What a task begins by itself, and what stays on the network or the node, is the kernel's. */
-	if (!id || !network || p->what != SEGMENT || is_syn(p) || in_subnet(network, p->tuple.daddr))
+	if (!id || !network || p->what != SEGMENT)
 		return TCX_NEXT;
-	if (bpf_map_lookup_elem(&own, &p->tuple.daddr))
+	struct frontend *frontend = addressed_by_task(p, network, id);
+	if (frontend) {
+		struct task *client = bpf_map_lookup_elem(&tasks, &p->tuple.saddr);
+		if (!client || client->ifindex != skb->ifindex)
+			return leave(TO_RELAY_SOURCE);
+		return first(skb, p, frontend, client, stale);
+	}
+	if (stale)
+		return leave(ENDED);
+	/* What else a task begins by itself, and what stays on the network or the node, is the kernel's. */
+	if (is_syn(p) || in_subnet(network, p->tuple.daddr) || bpf_map_lookup_elem(&own, &p->tuple.daddr))
 		return TCX_NEXT;
 	return drop(DROP_NO_BACK);
 }

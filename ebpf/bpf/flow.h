@@ -59,10 +59,20 @@ static __always_inline int is_over(const struct tuple *way, const struct flow *f
 	return f->kind == FLOW_BACK && !f->packets && now - f->created > UNANSWERED;
 }
 
+/* A packet that is to begin a flow, and who sent it. */
+struct call {
+	const struct packet *packet;
+	const struct frontend *frontend;
+	const struct task *client; /* if it is a task of this node */
+};
+
 /* Begins a flow from a client to a backend, unless the backend has one of the same addresses and ports. */
-static __always_inline struct flow *begin(struct __sk_buff *skb, const struct packet *p, const struct frontend *frontend, __u32 index, const struct backend *backend, __u64 now)
+static __always_inline struct flow *begin(struct __sk_buff *skb, const struct call *call, __u32 index, const struct backend *backend, __u64 now)
 {
-	struct tuple way_back = {.saddr = backend->ip, .daddr = p->tuple.saddr, .sport = backend->port, .dport = p->tuple.sport, .proto = p->tuple.proto};
+	const struct packet *p = call->packet;
+	const struct frontend *frontend = call->frontend;
+	__be16 port = backend->port ? backend->port : p->tuple.dport;
+	struct tuple way_back = {.saddr = backend->ip, .daddr = p->tuple.saddr, .sport = port, .dport = p->tuple.sport, .proto = p->tuple.proto};
 	struct flow flow = {
 		.created = now,
 		.seen = now,
@@ -70,7 +80,7 @@ static __always_inline struct flow *begin(struct __sk_buff *skb, const struct pa
 		.ip = p->tuple.daddr,
 		.port = p->tuple.dport,
 		.ip_delta = ip_delta(backend->ip, p->tuple.daddr),
-		.port_delta = port_delta(backend->port, p->tuple.dport),
+		.port_delta = port_delta(port, p->tuple.dport),
 		.node = backend->node,
 		.network = backend->network,
 		.ifindex = skb->ifindex,
@@ -79,8 +89,13 @@ static __always_inline struct flow *begin(struct __sk_buff *skb, const struct pa
 		.frontend = frontend->id,
 		.idle_ms = frontend->idle_ms,
 	};
-	if (backend->port == p->tuple.dport)
+	if (port == p->tuple.dport)
 		flow.port_delta = 0;
+	if (call->client) {
+		__builtin_memcpy(flow.macs, call->client->macs, sizeof(flow.macs));
+		if (flow.node && call->client->network == backend->network)
+			flow.node = ROUTED;
+	}
 	if (bpf_map_update_elem(&flows, &way_back, &flow, BPF_NOEXIST)) {
 		struct flow *old = bpf_map_lookup_elem(&flows, &way_back);
 		int same = old && old->kind == FLOW_RETURN && old->ip == p->tuple.daddr && old->port == p->tuple.dport;
@@ -93,10 +108,10 @@ static __always_inline struct flow *begin(struct __sk_buff *skb, const struct pa
 	}
 	flow.kind = FLOW_FORWARD;
 	flow.ip = backend->ip;
-	flow.port = backend->port;
+	flow.port = port;
 	flow.ip_delta = ip_delta(p->tuple.daddr, backend->ip);
 	if (flow.port_delta)
-		flow.port_delta = port_delta(p->tuple.dport, backend->port);
+		flow.port_delta = port_delta(p->tuple.dport, port);
 	flow.ifindex = backend->ifindex;
 	__builtin_memcpy(flow.macs, backend->macs, sizeof(flow.macs));
 	if (bpf_map_update_elem(&flows, &p->tuple, &flow, BPF_ANY))
@@ -108,9 +123,10 @@ static __always_inline struct flow *begin(struct __sk_buff *skb, const struct pa
 	return bpf_map_lookup_elem(&flows, &p->tuple);
 }
 
-/* Gives a new flow the backend whose turn it is. */
-static __always_inline struct flow *choose(struct __sk_buff *skb, const struct packet *p, const struct frontend *frontend)
+/* Gives a new flow the backend whose turn it is. If there is none, `why` says why. */
+static __always_inline struct flow *choose(struct __sk_buff *skb, const struct call *call, enum counter *why)
 {
+	const struct frontend *frontend = call->frontend;
 	__u64 now = bpf_ktime_get_coarse_ns();
 	__u32 id = frontend->id;
 	__u32 *tickets_of = bpf_map_lookup_elem(&tickets, &id);
@@ -128,7 +144,12 @@ static __always_inline struct flow *choose(struct __sk_buff *skb, const struct p
 		struct backend *backend = bpf_map_lookup_elem(&backends, &chosen);
 		if (!backend || (i < LAST_TRIES && backend->passed_over > now))
 			continue;
-		struct flow *flow = begin(skb, p, frontend, chosen, backend, now);
+		/* No packet leaves by the link that it came by: to itself a task gets through the relay. */
+		if (call->client && !backend->node && backend->ifindex == skb->ifindex) {
+			*why = TO_RELAY_SELF;
+			return 0;
+		}
+		struct flow *flow = begin(skb, call, chosen, backend, now);
 		if (flow)
 			return flow;
 	}
@@ -141,10 +162,25 @@ static __always_inline struct frontend *addressed(const struct packet *p)
 	struct frontend_key key = {.ip = p->tuple.daddr, .port = p->tuple.dport, .proto = p->tuple.proto};
 	struct frontend *frontend = bpf_map_lookup_elem(&frontends, &key);
 	if (frontend)
-		return frontend;
+		return frontend->network ? 0 : frontend;
 	key.ip = 0;
 	frontend = bpf_map_lookup_elem(&frontends, &key);
 	return frontend && bpf_map_lookup_elem(&own, &p->tuple.daddr) ? frontend : 0;
+}
+
+/* The same for a packet of a task, on a network: virtual addresses of this network too, and of no other. */
+static __always_inline struct frontend *addressed_by_task(const struct packet *p, const struct network *network, __u32 id)
+{
+	if (in_subnet(network, p->tuple.daddr)) {
+		struct frontend_key key = {.ip = p->tuple.daddr, .proto = p->tuple.proto};
+		struct frontend *frontend = bpf_map_lookup_elem(&frontends, &key);
+		if (frontend)
+			return frontend->network == id ? frontend : 0;
+		/* At the gateway's address the network has its resolver. */
+		if (p->tuple.daddr != network->gateway || p->tuple.dport == htons(53))
+			return 0;
+	}
+	return addressed(p);
 }
 
 /* Whether a socket of this node has the connection. */

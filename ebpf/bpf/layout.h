@@ -4,6 +4,10 @@
 #pragma once
 #include "kernel.h"
 
+/* Not an address of a node: between two tasks of one network the kernel knows the way, and the other node needs no
+ * fast path. */
+#define ROUTED 0xffffffff
+
 /* A packet's way: where from, where to. */
 struct tuple {
 	__be32 saddr, daddr;
@@ -37,11 +41,11 @@ struct flow {
 	__u8 closing;	 /* TCP_FIN and TCP_RST, as far as they were seen in this direction */
 	__u32 ip_delta;	 /* what the new address changes in a checksum */
 	__u32 port_delta;
-	__u32 node;	 /* the other end of the tunnel, host order; 0 is none */
+	__u32 node;	 /* the other end of the tunnel, host order; 0 is none, ROUTED the kernel's choice */
 	__u32 network;	 /* the task's: its place in `networks` */
 	__u32 ifindex;	 /* the link to send by, where there is no tunnel; of FLOW_BACK, the task's own */
 	__u32 backend, generation;
-	__u8 macs[12];	 /* destination and source, towards a local task */
+	__u8 macs[12];	 /* destination and source, towards a local task; of FLOW_RETURN zero if the client is none */
 	__u32 frontend;	 /* its id */
 	__u32 idle_ms;	 /* after so long without a byte the flow is over; 0 is never */
 	__u32 ack;	 /* TCP: what this direction's sender acknowledged last, network order */
@@ -49,8 +53,8 @@ struct flow {
 };
 
 struct frontend_key {
-	__be32 ip; /* 0 is every address of the node */
-	__be16 port;
+	__be32 ip;   /* 0 is every address of the node */
+	__be16 port; /* 0 is every port, of a virtual address */
 	__u8 proto, pad;
 };
 
@@ -84,9 +88,9 @@ struct backend {
 	__u64 passed_over; /* until when it gets no new flows */
 	__u64 answered;	   /* when it last answered a flow for the first time */
 	__be32 ip;
-	__be16 port;
+	__be16 port; /* 0 is the one dialled */
 	__u16 pad;
-	__u32 node; /* host order; 0 is this one */
+	__u32 node; /* host order; 0 is this one, ROUTED another one */
 	__u32 ifindex;
 	__u8 macs[12];
 	__u32 generation;
@@ -114,6 +118,7 @@ struct backend_label {
 
 struct frontend_label {
 	__u8 service[64], name[128];
+	__u8 network[64]; /* of a virtual address */
 	__u32 tcp_idle_ms; /* 0 is never */
 	__u32 udp_idle_ms;
 };

@@ -115,7 +115,7 @@ static __noinline int tell(struct __sk_buff *skb, const struct tuple *tuple, __u
 	struct flow *f = bpf_map_lookup_elem(&flows, &e.before);
 	if (f) {
 		e.kind = f->kind;
-		e.node = f->node;
+		e.node = f->node == ROUTED ? 0 : f->node;
 		e.backend = f->backend;
 		e.frontend = f->frontend;
 		/* The first that is delivered makes the flow, and is not in its books. */

@@ -139,6 +139,7 @@ layouts! {
     FrontendLabel = "frontend_label" {
         service: [u8; 64],
         name: [u8; 128],
+        network: [u8; 64],
         tcp_idle_ms: u32,
         udp_idle_ms: u32,
     }
@@ -218,6 +219,9 @@ pub(crate) const fn protocol(number: u8) -> Option<Protocol> {
         _ => None,
     }
 }
+
+/// `ROUTED`: by the way that the kernel knows.
+pub(crate) const ROUTED: u32 = u32::MAX;
 
 /// An address as the tunnel's helpers want it: a number in host order.
 pub(crate) const fn host_order(ip: Ipv4Addr) -> u32 {

@@ -22,8 +22,8 @@ use std::{
 
 use aya::Ebpf;
 use portolan_plane::{
-    Actual, DataPlane, Failure, FlowView, Frontend, Op, OpError, Plan, PlaneKind, PlaneStats,
-    Unavailable,
+    Actual, DataPlane, Failure, FlowView, Frontend, FrontendAddress, Op, OpError, Plan, PlaneKind,
+    PlaneStats, Unavailable,
 };
 
 use crate::{
@@ -146,7 +146,7 @@ impl EbpfPlane {
                 .backends
                 .iter()
                 .filter(|backend| served::takes_flows(backend));
-            let mut lost = active.filter(|backend| self.place(backend).is_none());
+            let mut lost = active.filter(|backend| self.place(frontend, backend).is_none());
             lost.next().map_or_else(
                 || "no backend takes new flows".to_owned(),
                 |backend| format!("the fast path does not reach {}", backend.name),
@@ -246,8 +246,8 @@ fn read<K: aya::Pod + Ord, V: aya::Pod>(
 /// The address of the programs' key for a frontend; 0.0.0.0 is every address of the node.
 fn key_address(frontend: &Frontend) -> Option<Ipv4Addr> {
     match frontend.address {
-        portolan_plane::FrontendAddress::Node => Some(Ipv4Addr::UNSPECIFIED),
-        portolan_plane::FrontendAddress::Ip(IpAddr::V4(ip)) => Some(ip),
+        FrontendAddress::Node => Some(Ipv4Addr::UNSPECIFIED),
+        FrontendAddress::Ip(IpAddr::V4(ip)) | FrontendAddress::Vip(_, IpAddr::V4(ip)) => Some(ip),
         _ => None,
     }
 }

@@ -15,7 +15,9 @@ use portolan_plane::{
 use super::{EbpfPlane, read, served::Served};
 use crate::{
     error::Doing,
-    layout::{BackendLabel, FrontendKey, FrontendValue, SlotKey, protocol, read_text},
+    layout::{
+        BackendLabel, FrontendKey, FrontendLabel, FrontendValue, SlotKey, protocol, read_text,
+    },
 };
 
 impl EbpfPlane {
@@ -110,7 +112,7 @@ impl EbpfPlane {
             })
             .collect();
         let spec = FrontendSpec {
-            frontend: frontend(key),
+            frontend: frontend(key, &label),
             service,
             service_name: read_text(&label.name),
             backends,
@@ -135,13 +137,14 @@ impl EbpfPlane {
     }
 }
 
-fn frontend(key: FrontendKey) -> Frontend {
+fn frontend(key: FrontendKey, label: &FrontendLabel) -> Frontend {
     let ip = Ipv4Addr::from(key.ip);
+    let network = read_text(&label.network).parse();
     Frontend {
-        address: if ip.is_unspecified() {
-            FrontendAddress::Node
-        } else {
-            FrontendAddress::Ip(ip.into())
+        address: match network {
+            Ok(network) => FrontendAddress::Vip(network, ip.into()),
+            Err(_) if ip.is_unspecified() => FrontendAddress::Node,
+            Err(_) => FrontendAddress::Ip(ip.into()),
         },
         port: u16::from_be_bytes(key.port),
         protocol: protocol(key.proto).unwrap_or(Protocol::Tcp),

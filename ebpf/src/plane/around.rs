@@ -3,13 +3,13 @@
 use std::{collections::BTreeMap, net::IpAddr};
 
 use aya::maps::MapError;
-use portolan_plane::{Backend, OpError};
+use portolan_plane::{Backend, Frontend, FrontendAddress, OpError};
 
 use super::{EbpfPlane, Place, read};
 use crate::{
     EbpfError, Surroundings, TaskLink,
     error::Doing,
-    layout::{FLOW_DELIVER, NetworkValue, TaskValue, host_order},
+    layout::{FLOW_DELIVER, NetworkValue, ROUTED, TaskValue, host_order},
     links,
     maps::Hash,
 };
@@ -151,26 +151,43 @@ impl EbpfPlane {
     }
 
     /// Where a backend is, if the fast path reaches it.
-    pub(super) fn place(&self, backend: &Backend) -> Option<Place> {
+    pub(super) fn place(&self, frontend: &Frontend, backend: &Backend) -> Option<Place> {
         let IpAddr::V4(ip) = backend.ip else {
             return None;
         };
-        if backend.local {
+        let place = if backend.local {
             let task = self.task(self.surroundings.tasks.get(&ip)?).ok()?;
-            return Some(Place {
+            Place {
                 node: 0,
                 network: task.network,
                 ifindex: task.ifindex,
                 macs: task.macs,
-            });
-        }
-        let (_, mesh) = self.surroundings.network_of(ip)?;
-        Some(Place {
-            node: host_order(*self.surroundings.peers.get(&backend.node)?),
-            network: *self.places.get(&mesh.vni)?,
-            ifindex: 0,
-            macs: [0; 12],
-        })
+            }
+        } else {
+            let (_, mesh) = self.surroundings.network_of(ip)?;
+            // Who calls a virtual address is on its network, and so the kernel knows the way.
+            let node = match frontend.address {
+                FrontendAddress::Vip(..) => ROUTED,
+                _ => host_order(*self.surroundings.peers.get(&backend.node)?),
+            };
+            Place {
+                node,
+                network: *self.places.get(&mesh.vni)?,
+                ifindex: 0,
+                macs: [0; 12],
+            }
+        };
+        let only = self.network(frontend)?;
+        (only == 0 || only == place.network).then_some(place)
+    }
+
+    /// The place of the network that alone reaches a frontend; 0 if all do, and `None` if this node is not on it.
+    pub(super) fn network(&self, frontend: &Frontend) -> Option<u32> {
+        let FrontendAddress::Vip(name, _) = &frontend.address else {
+            return Some(0);
+        };
+        let mesh = self.surroundings.networks.get(name)?;
+        self.places.get(&mesh.vni).copied()
     }
 }
 

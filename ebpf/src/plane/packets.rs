@@ -2,6 +2,7 @@
 //! and entries in the maps. Needs root. Each test has a network namespace and a BPF file system of its own.
 
 mod bytes;
+mod callers;
 mod cost;
 mod ingress;
 mod networks;
@@ -49,7 +50,7 @@ struct Rig {
 
 /// Runs a test on a thread with namespaces of its own.
 fn on_rig<T: Send>(test: impl FnOnce(&mut Rig) -> T + Send) -> T {
-    on_rig_with(&[], test)
+    on_rig_with(&[("flows", 4096)], test)
 }
 
 /// The same with maps of these sizes.

@@ -7,7 +7,9 @@ use std::{
 };
 
 use portolan_model::{Balancing, PlaneChoice, Protocol, TaskId};
-use portolan_plane::{Backend, BackendState, Frontend, FrontendSpec, OpError, Policy};
+use portolan_plane::{
+    Backend, BackendState, Frontend, FrontendAddress, FrontendSpec, OpError, Policy,
+};
 
 use super::{EbpfPlane, Place, key_address};
 use crate::{
@@ -87,6 +89,10 @@ impl EbpfPlane {
         let label = FrontendLabel {
             service: text(spec.service.as_str()),
             name: text(&spec.service_name),
+            network: match &spec.frontend.address {
+                FrontendAddress::Vip(network, _) => text(network.as_str()),
+                _ => text(""),
+            },
             tcp_idle_ms: spec.policy.tcp_idle_ms.unwrap_or(0),
             udp_idle_ms: spec.policy.udp_idle_ms,
         };
@@ -96,7 +102,7 @@ impl EbpfPlane {
             .doing(|| format!("name {}", spec.frontend))?;
         let mut places = BTreeMap::new();
         for backend in &spec.backends {
-            let place = self.place(backend);
+            let place = self.place(&spec.frontend, backend);
             let index = self.write_backend(
                 spec,
                 id,
@@ -145,7 +151,7 @@ impl EbpfPlane {
             id,
             generation,
             slots: slots.len() as u32,
-            network: 0,
+            network: self.network(&spec.frontend).unwrap_or(0),
             flags,
             idle_ms,
         };
@@ -322,9 +328,9 @@ fn carried(spec: &FrontendSpec) -> Result<FrontendKey, OpError> {
             "is not plain round robin"
         }
         () if spec.backends.iter().any(|backend| backend.ip.is_ipv6()) => "has an IPv6 backend",
-        () => match key(&spec.frontend).filter(|_| spec.frontend.port != 0) {
+        () => match key(&spec.frontend) {
             Some(key) => return Ok(key),
-            None => "is virtual or IPv6",
+            None => "is IPv6",
         },
     };
     Err(OpError::Unsupported(format!(

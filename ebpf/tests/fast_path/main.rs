@@ -7,6 +7,7 @@
     reason = "a test that fails may panic"
 )]
 
+mod callers;
 mod cluster;
 mod contract;
 mod flows;

@@ -44,7 +44,7 @@ fn receive(from: &mut impl Read) -> Result<()> {
 }
 
 /// Both ways at once between a client and a task.
-fn both_ways(client: &Namespace, task: &Namespace, to: SocketAddr) -> Result<()> {
+pub(crate) fn both_ways(client: &Namespace, task: &Namespace, to: SocketAddr) -> Result<()> {
     let listener = task.enter(|| Ok(TcpListener::bind("0.0.0.0:80")?))?;
     let limit = Some(Duration::from_secs(30));
     let exchange = move |stream: std::net::TcpStream| -> Result<()> {
