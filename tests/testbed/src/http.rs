@@ -43,6 +43,7 @@ impl Target {
     fn exchange(&self, connect: Duration, deadline: Instant) -> Result<Response> {
         let connect = connect.min(left(deadline)?);
         let mut stream = TcpStream::connect_timeout(&self.addr, connect).context("connect")?;
+        let client = stream.local_addr()?;
         stream.set_write_timeout(Some(left(deadline)?))?;
         let request = format!(
             "GET {} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n",
@@ -54,7 +55,7 @@ impl Target {
             stream.set_read_timeout(Some(left(deadline)?))?;
             let length = stream.read(&mut chunk).context("receive")?;
             received.extend_from_slice(chunk.get(..length).unwrap_or_default());
-            if let Some(response) = Response::parse(&received, length == 0)? {
+            if let Some(response) = Response::parse(client, &received, length == 0)? {
                 return Ok(response);
             }
         }

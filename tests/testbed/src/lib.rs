@@ -2,8 +2,8 @@
 //!
 //! A [`Lab`] is an underlay, a bridge in a namespace of its own, with [`Node`]s joined to it by
 //! veth pairs. Programs run inside as [`Process`]es, the network is broken by [`Lab::cut`],
-//! [`Lab::loss`] and [`Lab::link_down`], and traffic is made by [`Load`], [`http_get`] and
-//! [`udp_ask`]:
+//! [`Lab::loss`] and [`Lab::link_down`], and traffic is made by [`Load`], [`http_get`],
+//! [`udp_ask`] and, from many addresses at once, [`ask_from`]:
 //!
 //! ```no_run
 //! # use portolan_testbed::{Lab, http_get, nginx};
@@ -26,6 +26,7 @@
 //! place of its [`binary`].
 
 mod binary;
+mod clients;
 mod forward;
 mod http;
 mod lab;
@@ -38,13 +39,14 @@ mod udp;
 mod wait;
 
 pub use binary::binary;
+pub use clients::{Asked, UdpClients, ask_from};
 pub use forward::{Forward, Protocol};
 pub use http::{Response, http_get};
 pub use lab::{Lab, Node};
-pub use load::{Failure, Load, LoadOptions, Record, Report};
+pub use load::{Check, Failure, Load, LoadOptions, Record, Report};
 pub use namespace::{Namespace, sweep};
 pub use process::{Output, Process, Signal, output_within};
 pub use programs::require;
 pub use servers::{nginx, redis};
-pub use udp::udp_ask;
+pub use udp::{udp_ask, udp_exchange};
 pub use wait::wait_until;

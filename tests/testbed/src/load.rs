@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::Namespace;
-use crate::http::Target;
+use crate::http::{Response, Target};
 use crate::namespace::Netns;
 pub use report::{Failure, Record, Report};
 
@@ -25,7 +25,11 @@ pub struct LoadOptions {
     pace: Pace,
     connect_timeout: Duration,
     total_timeout: Duration,
+    check: Option<Check>,
 }
+
+/// What else an answer of status 200 has to be; otherwise why it is none.
+pub type Check = fn(&Response) -> Result<(), String>;
 
 #[derive(Debug, Clone, Copy)]
 enum Pace {
@@ -59,11 +63,19 @@ impl LoadOptions {
         self
     }
 
+    /// Counts an answer as a failure that is not as it has to be.
+    #[must_use]
+    pub fn check(mut self, check: Check) -> Self {
+        self.check = Some(check);
+        self
+    }
+
     fn new(pace: Pace) -> Self {
         Self {
             pace,
             connect_timeout: Duration::from_secs(5),
             total_timeout: Duration::from_secs(10),
+            check: None,
         }
     }
 }
@@ -190,7 +202,10 @@ impl Shared {
             .target
             .get(options.connect_timeout, options.total_timeout);
         let outcome = match answer {
-            Ok(answer) if answer.status == 200 => Ok(answer.first_line().to_owned()),
+            Ok(answer) if answer.status == 200 => {
+                let checked = options.check.map_or(Ok(()), |check| check(&answer));
+                checked.map(|()| answer.first_line().to_owned())
+            }
             Ok(answer) => Err(format!("status {}", answer.status)),
             Err(error) => Err(format!("{error:#}")),
         };

@@ -1,5 +1,6 @@
 //! One network namespace, what runs in it, and its removal.
 
+mod mounts;
 mod netns;
 mod pids;
 mod registry;
@@ -87,7 +88,8 @@ impl Namespace {
         netns::path(&self.name)
     }
 
-    /// A directory of its own for logs, configuration and state; it goes with the namespace.
+    /// A directory of its own for logs, configuration and state; it goes with the namespace, and so
+    /// does what is mounted there.
     pub fn dir(&self) -> &Path {
         &self.dir
     }

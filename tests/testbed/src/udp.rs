@@ -19,10 +19,20 @@ pub fn udp_ask(
     payload: &[u8],
     timeout: Duration,
 ) -> Result<Vec<u8>> {
+    Ok(udp_exchange(from, to, payload, timeout)?.1)
+}
+
+/// As [`udp_ask`]; also tells the address and port that it asked from.
+pub fn udp_exchange(
+    from: &Namespace,
+    to: SocketAddr,
+    payload: &[u8],
+    timeout: Duration,
+) -> Result<(SocketAddr, Vec<u8>)> {
     from.enter(|| ask(to, payload, timeout).with_context(|| format!("ask {to}/udp")))
 }
 
-fn ask(to: SocketAddr, payload: &[u8], timeout: Duration) -> Result<Vec<u8>> {
+fn ask(to: SocketAddr, payload: &[u8], timeout: Duration) -> Result<(SocketAddr, Vec<u8>)> {
     let socket = connected(to)?;
     socket.set_read_timeout(Some(timeout))?;
     socket.send(payload).context("send")?;
@@ -31,7 +41,7 @@ fn ask(to: SocketAddr, payload: &[u8], timeout: Duration) -> Result<Vec<u8>> {
         .recv(&mut answer)
         .with_context(|| format!("no answer within {timeout:?}"))?;
     answer.truncate(length);
-    Ok(answer)
+    Ok((socket.local_addr()?, answer))
 }
 
 /// A new socket in the calling thread's namespace that speaks with `to` alone.

@@ -1,5 +1,7 @@
 //! Reading a response.
 
+use std::net::SocketAddr;
+
 use anyhow::{Context, Result, bail};
 
 /// An HTTP response, read whole.
@@ -11,6 +13,8 @@ pub struct Response {
     pub headers: Vec<(String, String)>,
     /// The body; bytes that are no UTF-8 are replaced.
     pub body: String,
+    /// The address and port that it was asked from, as the asking socket has them.
+    pub client: SocketAddr,
 }
 
 impl Response {
@@ -29,7 +33,7 @@ impl Response {
 
     /// The response in `received`, or none when more must be read. `closed`: the peer has
     /// closed, and no more comes.
-    pub(super) fn parse(received: &[u8], closed: bool) -> Result<Option<Self>> {
+    pub(crate) fn parse(client: SocketAddr, received: &[u8], closed: bool) -> Result<Option<Self>> {
         let Some(end) = find(received, b"\r\n\r\n") else {
             match (closed, received.len()) {
                 (false, _) => return Ok(None),
@@ -39,7 +43,7 @@ impl Response {
         };
         let (head, body) = received.split_at(end);
         let body = body.get(4..).unwrap_or_default();
-        let mut response = Self::of_head(&String::from_utf8_lossy(head))?;
+        let mut response = Self::of_head(client, &String::from_utf8_lossy(head))?;
         let Some(body) = response.whole_body(body, closed)? else {
             return Ok(None);
         };
@@ -47,7 +51,7 @@ impl Response {
         Ok(Some(response))
     }
 
-    fn of_head(head: &str) -> Result<Self> {
+    fn of_head(client: SocketAddr, head: &str) -> Result<Self> {
         let mut lines = head.lines();
         let first = lines.next().unwrap_or_default();
         let status = match first.split_once(' ') {
@@ -64,6 +68,7 @@ impl Response {
             status: status.with_context(|| format!("no HTTP status line: {first:?}"))?,
             headers,
             body: String::new(),
+            client,
         })
     }
 
@@ -116,7 +121,7 @@ mod tests {
     use super::*;
 
     fn parse(text: &str, closed: bool) -> Result<Option<Response>> {
-        Response::parse(text.as_bytes(), closed)
+        Response::parse(([192, 0, 2, 7], 40000).into(), text.as_bytes(), closed)
     }
 
     #[test]

@@ -13,7 +13,8 @@ pub struct Record {
     pub at: Duration,
     /// How long it took, until its answer or its failure.
     pub took: Duration,
-    /// The body's first line, or why it failed. Any status but 200 is a failure.
+    /// The body's first line, or why it failed. Any status but 200 is a failure,
+    /// and so is an answer that the load's check refuses.
     pub outcome: Result<String, String>,
 }
 
