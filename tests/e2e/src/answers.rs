@@ -2,8 +2,12 @@
 
 use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
-use anyhow::{Result, bail, ensure};
-use portolan_testbed::{Namespace, Protocol, Report, http_get, udp_ask, wait_until};
+use anyhow::{Result, anyhow, bail, ensure};
+use portolan_testbed::{
+    Load, LoadOptions, Namespace, Protocol, Report, http_get, udp_exchange, wait_until,
+};
+
+use crate::Cluster;
 
 /// How long one answer may take when nothing is broken.
 const ANSWER: Duration = Duration::from_secs(2);
@@ -12,36 +16,94 @@ const TOLD: Duration = Duration::from_secs(1);
 
 /// What `portolan whoami` says before the label of its task.
 const LABEL: &str = "hostname: ";
+/// And before the address and port of who asks.
+const CLIENT: &str = "client: ";
 
 /// How many answers came from which task, by its label.
 pub type Answers = BTreeMap<String, usize>;
 
-/// Asks once, on a connection or from a port of its own, and returns the label of the task that answered.
-pub fn ask(from: &Namespace, to: SocketAddr, protocol: Protocol) -> Result<String> {
-    let answer = match protocol {
-        Protocol::Tcp => {
-            let answer = http_get(from, &to.to_string())?;
-            ensure!(answer.status == 200, "{to}: status {}", answer.status);
-            answer.body
+impl Cluster {
+    /// Asks once as the client, on a connection or from a port of its own, and returns the label of the task that
+    /// answered.
+    ///
+    /// # Errors
+    /// No answer; or the task was to see the client's own address, and saw another.
+    pub fn ask(&self, to: SocketAddr, protocol: Protocol) -> Result<String> {
+        self.ask_from(&self.client, to, protocol)
+    }
+
+    /// As [`Cluster::ask`], from anywhere.
+    pub fn ask_from(&self, from: &Namespace, to: SocketAddr, protocol: Protocol) -> Result<String> {
+        let (client, answer) = match protocol {
+            Protocol::Tcp => {
+                let answer = http_get(from, &to.to_string())?;
+                ensure!(answer.status == 200, "{to}: status {}", answer.status);
+                (answer.client, answer.body)
+            }
+            Protocol::Udp => {
+                let (client, answer) = udp_exchange(from, to, b"who?", ANSWER)?;
+                (client, String::from_utf8(answer)?)
+            }
+        };
+        if self.keeps_clients(to) {
+            sees(client, &answer).map_err(|error| anyhow!("{to}/{protocol}: {error}"))?;
         }
-        Protocol::Udp => String::from_utf8(udp_ask(from, to, b"who?", ANSWER)?)?,
-    };
-    let first = answer.lines().next().unwrap_or_default();
-    Ok(first.strip_prefix(LABEL).unwrap_or(first).to_owned())
+        let first = answer.lines().next().unwrap_or_default();
+        Ok(first.strip_prefix(LABEL).unwrap_or(first).to_owned())
+    }
+
+    /// Asks so many times, one after the other.
+    pub fn answers(&self, to: SocketAddr, protocol: Protocol, requests: usize) -> Result<Answers> {
+        self.answers_from(&self.client, to, protocol, requests)
+    }
+
+    /// As [`Cluster::answers`], from anywhere.
+    pub fn answers_from(
+        &self,
+        from: &Namespace,
+        to: SocketAddr,
+        protocol: Protocol,
+        requests: usize,
+    ) -> Result<Answers> {
+        let mut answers = Answers::new();
+        for _ in 0..requests {
+            *answers
+                .entry(self.ask_from(from, to, protocol)?)
+                .or_default() += 1;
+        }
+        Ok(answers)
+    }
+
+    /// That a task of this label answers, within a second of being told.
+    pub fn answered_by(&self, to: SocketAddr, protocol: Protocol, task: &str) -> Result<()> {
+        wait_until(TOLD, format!("{task} answers at {to}/{protocol}"), || {
+            let label = self.ask(to, protocol)?;
+            ensure!(label == task, "{label} answers");
+            Ok(Some(()))
+        })
+    }
+
+    /// Starts a load of the client's. A request fails, too, if the task was to see the client's own address and
+    /// saw another.
+    pub fn load(&self, to: SocketAddr, options: LoadOptions) -> Result<Load> {
+        let options = if self.keeps_clients(to) {
+            options.check(|answer| sees(answer.client, &answer.body))
+        } else {
+            options
+        };
+        Load::start(&self.client, &to.to_string(), options)
+    }
 }
 
-/// Asks so many times, one after the other.
-pub fn answers(
-    from: &Namespace,
-    to: SocketAddr,
-    protocol: Protocol,
-    requests: usize,
-) -> Result<Answers> {
-    let mut answers = Answers::new();
-    for _ in 0..requests {
-        *answers.entry(ask(from, to, protocol)?).or_default() += 1;
+/// That the task saw this client, if it tells at all: nginx does not.
+fn sees(client: SocketAddr, answer: &str) -> Result<(), String> {
+    let seen = answer.lines().find_map(|line| line.strip_prefix(CLIENT));
+    match seen {
+        Some(seen) if seen != client.to_string() => {
+            Err(format!("the task saw {seen}, and the client was {client}"))
+        }
+        _ => Ok(()),
     }
-    Ok(answers)
 }
 
 /// The answers that are exactly fair: so many by each task.
@@ -73,15 +135,6 @@ pub fn refused(from: &Namespace, to: SocketAddr) -> Result<()> {
             Err(error) if format!("{error:#}").contains("Connection refused") => Ok(Some(())),
             Err(error) => Err(error),
         }
-    })
-}
-
-/// That a task of this label answers, within a second of being told.
-pub fn answered_by(from: &Namespace, to: SocketAddr, protocol: Protocol, task: &str) -> Result<()> {
-    wait_until(TOLD, format!("{task} answers at {to}/{protocol}"), || {
-        let label = ask(from, to, protocol)?;
-        ensure!(label == task, "{label} answers");
-        Ok(Some(()))
     })
 }
 

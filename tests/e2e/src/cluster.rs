@@ -1,10 +1,12 @@
 //! Agents, tasks, and the questions that tests ask of them.
 
-use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf, time::Duration};
+use std::{fs, net::SocketAddr, os::unix::fs::PermissionsExt, path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use portolan_testbed::{Lab, Namespace, Node, Output, Process, Protocol, binary, wait_until};
 use serde_json::Value;
+
+use crate::Plane;
 
 /// How long anything may take that only has to happen at some time.
 pub const PATIENCE: Duration = Duration::from_secs(15);
@@ -16,29 +18,12 @@ pub const HTTP_PORT: u16 = 7947;
 pub struct Options {
     /// How many nodes: n1, n2, ...
     pub nodes: usize,
-    /// Which plane is to forward.
+    /// What they forward by.
     pub plane: Plane,
+    /// The MTU of the underlay, in bytes.
+    pub mtu: u32,
     /// Further arguments of every `portolan agent`.
     pub args: Vec<String>,
-}
-
-/// What `--plane` says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Plane {
-    /// The relay alone.
-    Relay,
-    /// The fast path, with the relay behind it; a node is ready only when it has it.
-    Ebpf,
-}
-
-impl Plane {
-    /// Its word on the command line and in what the agent shows.
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Relay => "relay",
-            Self::Ebpf => "ebpf",
-        }
-    }
 }
 
 impl Options {
@@ -47,14 +32,22 @@ impl Options {
         Self {
             nodes,
             plane: Plane::Relay,
+            mtu: 1500,
             args: Vec::new(),
         }
     }
 
-    /// With this plane.
+    /// Forwarding by this plane.
     #[must_use]
     pub fn plane(mut self, plane: Plane) -> Self {
         self.plane = plane;
+        self
+    }
+
+    /// With another MTU of the underlay than 1500 bytes.
+    #[must_use]
+    pub fn mtu(mut self, mtu: u32) -> Self {
+        self.mtu = mtu;
         self
     }
 
@@ -69,6 +62,7 @@ impl Options {
 /// A machine of the cluster, and the agent on it.
 struct Member {
     node: Node,
+    plane: Plane,
     agent: Option<Process>,
 }
 
@@ -127,12 +121,13 @@ impl Cluster {
 
     /// Makes the machines of a cluster, without starting an agent.
     pub fn prepare(prefix: &str, options: Options) -> Result<Self> {
-        let lab = Lab::unique(prefix)?;
+        let lab = Lab::unique(prefix)?.with_mtu(options.mtu);
         let client = lab.client("c1")?;
         let members = (1..=options.nodes)
             .map(|i| {
                 Ok(Member {
                     node: lab.node(&format!("n{i}"))?,
+                    plane: options.plane,
                     agent: None,
                 })
             })
@@ -172,6 +167,28 @@ impl Cluster {
         &self.members[node].node
     }
 
+    /// What a node forwards by.
+    pub fn plane(&self, node: usize) -> Plane {
+        self.members[node].plane
+    }
+
+    /// Has a node's agent forward by another plane from its next start on.
+    pub fn set_plane(&mut self, node: usize, plane: Plane) {
+        self.members[node].plane = plane;
+    }
+
+    /// Where a node's fast path is pinned; the agent mounts a BPF file system there.
+    pub fn bpf_dir(&self, node: usize) -> PathBuf {
+        self.file(node, "bpf")
+    }
+
+    /// Whether a task has to see the client's own address that is asked for at this one.
+    pub fn keeps_clients(&self, to: SocketAddr) -> bool {
+        let own = self.members.iter().find(|m| m.node.ipv4() == to.ip());
+        let plane = own.map_or(self.options.plane, |member| member.plane);
+        plane == Plane::Ebpf && to.is_ipv4() && !to.ip().is_loopback()
+    }
+
     /// A file in a node's own directory, which goes with it.
     pub fn file(&self, node: usize, name: &str) -> PathBuf {
         self.node(node).dir().join(name)
@@ -202,10 +219,10 @@ impl Cluster {
         let given =
             |flag: &str| args.contains(&flag) || self.options.args.iter().any(|a| a == flag);
         if !given("--plane") {
-            command.args(["--plane", self.options.plane.word()]);
+            command.args(["--plane", self.plane(node).word()]);
         }
         if !given("--bpf-dir") {
-            command.arg("--bpf-dir").arg(self.file(node, "bpf"));
+            command.arg("--bpf-dir").arg(self.bpf_dir(node));
         }
         if !join.is_empty() {
             command.args(["--join", &join.join(",")]);
@@ -388,7 +405,8 @@ impl Cluster {
         found.with_context(|| format!("last seen: {last:#}"))
     }
 
-    /// Waits until a node counts this many healthy tasks of a service.
+    /// Waits until a node counts this many healthy tasks of a service, and, if it has the fast path, carries the
+    /// service's published ports by it.
     pub fn wait_healthy(&self, node: usize, service: &str, count: usize) -> Result<()> {
         self.wait_for(
             node,
@@ -399,6 +417,20 @@ impl Cluster {
                 rows.any(|row| row["name"] == service && row["healthy"] == count)
             },
         )?;
+        match self.plane(node) {
+            Plane::Relay => Ok(()),
+            Plane::Ebpf => self.wait_carried(node, service),
+        }
+    }
+
+    /// Waits until a node carries all published ports of a service that lead anywhere by the fast path.
+    pub fn wait_carried(&self, node: usize, service: &str) -> Result<()> {
+        let what = format!("the fast path carries {service}");
+        self.wait_for(node, &what, &["status"], |status| {
+            let rows = status["ports"].as_array().into_iter().flatten();
+            let mut published = rows.filter(|row| row["service"] == service && is_published(row));
+            published.all(|row| row["plane"] == "ebpf" || row["active"] == 0)
+        })?;
         Ok(())
     }
 
@@ -418,6 +450,12 @@ impl Cluster {
             .context("no table hash")?
             .to_owned())
     }
+}
+
+/// Whether a row of `status` is of a published port, not of a VIP.
+fn is_published(row: &Value) -> bool {
+    let at = row["frontend"].as_str().unwrap_or_default();
+    at.starts_with("*:") || at.starts_with("10.77.")
 }
 
 fn text(path: &std::path::Path) -> String {

@@ -2,7 +2,8 @@
 //! namespace of its own, told what to do by its own command line.
 //!
 //! [`Cluster`] is the machines, [`answers`] asks who answers at a published port, [`stream`] holds single
-//! connections and watches them.
+//! connections and watches them. What holds for both planes is written once, and made into two tests by
+//! [`on_both_planes!`].
 
 #![expect(
     clippy::indexing_slicing,
@@ -11,6 +12,8 @@
 
 pub mod answers;
 mod cluster;
+mod plane;
 pub mod stream;
 
-pub use cluster::{Cluster, HTTP_PORT, Options, PATIENCE, Plane, Task};
+pub use cluster::{Cluster, HTTP_PORT, Options, PATIENCE, Task};
+pub use plane::Plane;

@@ -12,8 +12,9 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use portolan_e2e::{
-    Cluster, Options, Task,
-    answers::{answers, by_task, each, lost_only_between},
+    Cluster, Options, Plane, Task,
+    answers::{by_task, each, lost_only_between},
+    on_both_planes,
 };
 use portolan_testbed::{Load, LoadOptions, Namespace, Protocol, wait_until};
 use serde_json::Value;
@@ -23,8 +24,15 @@ services:
   web:
     ports: ['8080:80']
 ";
-/// What a client may have to wait while a node is dead and not yet known to be.
-const LONGEST_WAIT: Duration = Duration::from_millis(1500);
+
+/// What a client may have to wait while a node is dead and not yet known to be: until the relay tries another
+/// backend, or until the client has sent its SYN again twice, after 1 s and after 2 s more (RFC 6298).
+const fn longest_wait(plane: Plane) -> Duration {
+    match plane {
+        Plane::Relay => Duration::from_millis(1500),
+        Plane::Ebpf => Duration::from_millis(3200),
+    }
+}
 
 /// Waits until a load has had so many answers more.
 fn answered(load: &Load, more: usize) -> Result<()> {
@@ -40,9 +48,17 @@ fn rows(value: &Value) -> impl Iterator<Item = &Value> {
     value.as_array().into_iter().flatten()
 }
 
-#[test]
-fn a_task_that_is_killed_takes_only_its_own_connections_along() -> Result<()> {
-    let mut cluster = Cluster::start("kill", Options::nodes(3))?;
+on_both_planes! {
+    a_task_that_is_killed_takes_only_its_own_connections_along,
+    a_task_whose_namespace_vanishes_takes_only_its_own_connections_along,
+    a_node_is_cut_off_for_a_moment_under_load,
+    udp_follows_a_replaced_task_within_a_second,
+    a_port_in_use_on_one_node_is_reported_there_and_taken_when_free,
+    nothing_is_left_behind,
+}
+
+fn a_task_that_is_killed_takes_only_its_own_connections_along(plane: Plane) -> Result<()> {
+    let mut cluster = Cluster::start("kill", Options::nodes(3).plane(plane))?;
     cluster.apply(0, STACK)?;
     let _stays = [
         cluster.whoami("a1", 0, "web")?,
@@ -50,7 +66,7 @@ fn a_task_that_is_killed_takes_only_its_own_connections_along() -> Result<()> {
     ];
     let mut killed = cluster.whoami("a3", 2, "web")?;
     cluster.wait_healthy_everywhere("web", 3)?;
-    let load = Load::start(&cluster.client, "10.77.0.11:8080", LoadOptions::workers(4))?;
+    let load = cluster.load(cluster.node(0).at(8080), LoadOptions::workers(4))?;
     answered(&load, 100)?;
     // Only its program: the namespace is there, and refuses.
     let before = load.elapsed();
@@ -67,13 +83,14 @@ fn a_task_that_is_killed_takes_only_its_own_connections_along() -> Result<()> {
         report.failures.len() <= 4,
         "more than the load has connections: {report}"
     );
-    ensure!(report.slowest < LONGEST_WAIT, "{report}");
+    ensure!(report.slowest < longest_wait(plane), "{report}");
     Ok(())
 }
 
-#[test]
-fn a_task_whose_namespace_vanishes_takes_only_its_own_connections_along() -> Result<()> {
-    let mut cluster = Cluster::start("vanish", Options::nodes(3))?;
+fn a_task_whose_namespace_vanishes_takes_only_its_own_connections_along(
+    plane: Plane,
+) -> Result<()> {
+    let mut cluster = Cluster::start("vanish", Options::nodes(3).plane(plane))?;
     cluster.apply(0, STACK)?;
     let _stays = [
         cluster.whoami("a1", 0, "web")?,
@@ -81,7 +98,7 @@ fn a_task_whose_namespace_vanishes_takes_only_its_own_connections_along() -> Res
     ];
     let vanishes = cluster.whoami("a3", 2, "web")?;
     cluster.wait_healthy_everywhere("web", 3)?;
-    let load = Load::start(&cluster.client, "10.77.0.11:8080", LoadOptions::workers(4))?;
+    let load = cluster.load(cluster.node(0).at(8080), LoadOptions::workers(4))?;
     answered(&load, 100)?;
     let before = load.elapsed();
     vanishes.remove()?;
@@ -98,15 +115,15 @@ fn a_task_whose_namespace_vanishes_takes_only_its_own_connections_along() -> Res
         report.failures.len() <= 4,
         "more than the load has connections: {report}"
     );
-    ensure!(report.slowest < LONGEST_WAIT, "{report}");
+    ensure!(report.slowest < longest_wait(plane), "{report}");
     // It was in no file that would have it come back, and so is forgotten.
     cluster.wait_for(0, "two tasks", &["tasks"], |all| rows(all).count() == 2)?;
     Ok(())
 }
 
 /// Cuts the third node off under load, lets `meanwhile` happen, heals, and holds all to the promises.
-fn cut_under_load(prefix: &str, cut_for: Duration) -> Result<()> {
-    let mut cluster = Cluster::start(prefix, Options::nodes(3))?;
+fn cut_under_load(plane: Plane, cut_for: Duration) -> Result<()> {
+    let mut cluster = Cluster::start("cut", Options::nodes(3).plane(plane))?;
     cluster.apply(0, STACK)?;
     let mut tasks = vec![
         cluster.whoami("a1", 0, "web")?,
@@ -115,8 +132,8 @@ fn cut_under_load(prefix: &str, cut_for: Duration) -> Result<()> {
     ];
     cluster.wait_healthy_everywhere("web", 3)?;
     let loads = [0, 1]
-        .map(|i| cluster.node(i).at(8080).to_string())
-        .map(|to| Load::start(&cluster.client, &to, LoadOptions::per_second(50)));
+        .map(|i| cluster.node(i).at(8080))
+        .map(|to| cluster.load(to, LoadOptions::per_second(50)));
     let loads = loads.into_iter().collect::<Result<Vec<_>>>()?;
     loads.iter().try_for_each(|load| answered(load, 30))?;
 
@@ -144,7 +161,7 @@ fn cut_under_load(prefix: &str, cut_for: Duration) -> Result<()> {
         lost_only_between(&report, before, after)?;
         let mut new = report.records.iter().filter(|record| record.at > after);
         ensure!(
-            new.all(|record| record.took < LONGEST_WAIT),
+            new.all(|record| record.took < longest_wait(plane)),
             "waited too long: {report}"
         );
     }
@@ -177,7 +194,7 @@ fn cut_under_load(prefix: &str, cut_for: Duration) -> Result<()> {
         let fair = each(&["a1", "a2", "a3", "b1", "b3"], 2);
         let what = format!("all tasks take turns on {}", node.label());
         wait_until(Duration::from_secs(12), what, || {
-            let seen = answers(&cluster.client, node.at(8080), Protocol::Tcp, 10)?;
+            let seen = cluster.answers(node.at(8080), Protocol::Tcp, 10)?;
             ensure!(seen == fair, "{seen:?}");
             Ok(Some(()))
         })?;
@@ -187,17 +204,15 @@ fn cut_under_load(prefix: &str, cut_for: Duration) -> Result<()> {
 
 #[test]
 fn a_node_is_cut_off_for_thirty_seconds_under_load() -> Result<()> {
-    cut_under_load("cut", Duration::from_secs(30))
+    cut_under_load(Plane::Relay, Duration::from_secs(30))
 }
 
-#[test]
-fn a_node_is_cut_off_for_a_moment_under_load() -> Result<()> {
-    cut_under_load("blip", Duration::from_secs(6))
+fn a_node_is_cut_off_for_a_moment_under_load(plane: Plane) -> Result<()> {
+    cut_under_load(plane, Duration::from_secs(6))
 }
 
-#[test]
-fn udp_follows_a_replaced_task_within_a_second() -> Result<()> {
-    let mut cluster = Cluster::start("udp", Options::nodes(2))?;
+fn udp_follows_a_replaced_task_within_a_second(plane: Plane) -> Result<()> {
+    let mut cluster = Cluster::start("udp", Options::nodes(2).plane(plane))?;
     cluster.apply(0, "services:\n  web:\n    ports: ['8080:80/udp']\n")?;
     let mut old = cluster.whoami("old", 1, "web")?;
     cluster.wait_healthy_everywhere("web", 1)?;
@@ -282,9 +297,8 @@ fn a_port_is_published_by_one_service() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn a_port_in_use_on_one_node_is_reported_there_and_taken_when_free() -> Result<()> {
-    let mut cluster = Cluster::start("inuse", Options::nodes(3))?;
+fn a_port_in_use_on_one_node_is_reported_there_and_taken_when_free(plane: Plane) -> Result<()> {
+    let mut cluster = Cluster::start("inuse", Options::nodes(3).plane(plane))?;
     let holder = cluster
         .node(1)
         .enter(|| Ok(TcpListener::bind("0.0.0.0:8080")?))?;
@@ -301,12 +315,7 @@ fn a_port_in_use_on_one_node_is_reported_there_and_taken_when_free() -> Result<(
         .unwrap_or_default();
     ensure!(reason.contains(message), "{status:#}");
     for node in [0, 2] {
-        let seen = answers(
-            &cluster.client,
-            cluster.node(node).at(8080),
-            Protocol::Tcp,
-            3,
-        )?;
+        let seen = cluster.answers(cluster.node(node).at(8080), Protocol::Tcp, 3)?;
         ensure!(seen == each(&["a1"], 3), "n{}: {seen:?}", node + 1);
         let status = cluster.json(node, &["status"])?;
         ensure!(rows(&status["problems"]).count() == 0, "{status:#}");
@@ -319,7 +328,7 @@ fn a_port_in_use_on_one_node_is_reported_there_and_taken_when_free() -> Result<(
     cluster.wait_for(1, "no problem", &["status"], |status| {
         rows(&status["problems"]).count() == 0
     })?;
-    let seen = answers(&cluster.client, cluster.node(1).at(8080), Protocol::Tcp, 3)?;
+    let seen = cluster.answers(cluster.node(1).at(8080), Protocol::Tcp, 3)?;
     ensure!(seen == each(&["a1"], 3), "n2: {seen:?}");
     Ok(())
 }
@@ -342,8 +351,7 @@ fn kernel(node: &Namespace) -> Result<Vec<String>> {
     })
 }
 
-#[test]
-fn nothing_is_left_behind() -> Result<()> {
+fn nothing_is_left_behind(plane: Plane) -> Result<()> {
     let stack = "
 services:
   web:
@@ -354,7 +362,7 @@ networks:
   front:
   back: {internal: true}
 ";
-    let mut cluster = Cluster::prepare("clean", Options::nodes(2))?;
+    let mut cluster = Cluster::prepare("clean", Options::nodes(2).plane(plane))?;
     let before = [kernel(cluster.node(0))?, kernel(cluster.node(1))?];
     cluster.start_agent(0)?;
     cluster.start_agent(1)?;
@@ -365,12 +373,7 @@ networks:
         .collect::<Result<_>>()?;
     cluster.wait_healthy_everywhere("web", 2)?;
     for (node, before) in before.iter().enumerate() {
-        let seen = answers(
-            &cluster.client,
-            cluster.node(node).at(8080),
-            Protocol::Tcp,
-            4,
-        )?;
+        let seen = cluster.answers(cluster.node(node).at(8080), Protocol::Tcp, 4)?;
         ensure!(seen == each(&["a0", "a1"], 2), "n{}: {seen:?}", node + 1);
         let with = kernel(cluster.node(node))?;
         ensure!(with[0] != before[0], "there was nothing to clean");

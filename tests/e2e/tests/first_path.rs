@@ -1,7 +1,7 @@
 //! The first thing that a user does: a service, a task somewhere, and curl against any node.
 
 use anyhow::{Result, ensure};
-use portolan_e2e::{Cluster, Options};
+use portolan_e2e::{Cluster, Options, Plane, on_both_planes};
 use portolan_testbed::nginx;
 
 const STACK: &str = "
@@ -10,9 +10,12 @@ services:
     ports: ['8080:80']
 ";
 
-#[test]
-fn a_published_port_answers_on_every_node() -> Result<()> {
-    let cluster = Cluster::start("first", Options::nodes(3))?;
+on_both_planes! {
+    a_published_port_answers_on_every_node,
+}
+
+fn a_published_port_answers_on_every_node(plane: Plane) -> Result<()> {
+    let cluster = Cluster::start("first", Options::nodes(3).plane(plane))?;
     cluster.apply(0, STACK)?;
     let netns = cluster.lab.task("web1")?;
     let _nginx = nginx(&netns, 80, "hello from nginx")?;

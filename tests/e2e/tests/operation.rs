@@ -3,12 +3,16 @@
 use std::{fs, time::Duration};
 
 use anyhow::{Result, ensure};
-use portolan_e2e::{Cluster, HTTP_PORT, Options};
-use portolan_testbed::{binary, http_get};
+use portolan_e2e::{Cluster, HTTP_PORT, Options, Plane, on_both_planes};
+use portolan_testbed::{LoadOptions, binary, http_get};
 
-#[test]
-fn prometheus_finds_nothing_to_object_to() -> Result<()> {
-    let mut cluster = Cluster::start("promtool", Options::nodes(2))?;
+on_both_planes! {
+    prometheus_finds_nothing_to_object_to,
+    a_node_that_leaves_is_missed_at_once_by_no_one,
+}
+
+fn prometheus_finds_nothing_to_object_to(plane: Plane) -> Result<()> {
+    let mut cluster = Cluster::start("promtool", Options::nodes(2).plane(plane))?;
     cluster.apply(0, "services: {web: {ports: ['8080:80', '8080:80/udp']}}\n")?;
     let _task = cluster.whoami("web1", 1, "web")?;
     cluster.wait_healthy_everywhere("web", 1)?;
@@ -192,9 +196,8 @@ fn one_file_on_all_nodes_is_a_whole_configuration() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn a_node_that_leaves_is_missed_at_once_by_no_one() -> Result<()> {
-    let mut cluster = Cluster::start("leave", Options::nodes(3))?;
+fn a_node_that_leaves_is_missed_at_once_by_no_one(plane: Plane) -> Result<()> {
+    let mut cluster = Cluster::start("leave", Options::nodes(3).plane(plane))?;
     cluster.apply(
         0,
         "services: {web: {ports: ['8080:80'], x-portolan: {drain: 1s}}}\n",
@@ -204,11 +207,7 @@ fn a_node_that_leaves_is_missed_at_once_by_no_one() -> Result<()> {
         cluster.whoami("web2", 2, "web")?,
     ];
     cluster.wait_healthy_everywhere("web", 2)?;
-    let load = portolan_testbed::Load::start(
-        &cluster.client,
-        &format!("{}/", cluster.node(0).at(8080)),
-        portolan_testbed::LoadOptions::workers(4),
-    )?;
+    let load = cluster.load(cluster.node(0).at(8080), LoadOptions::workers(4))?;
     cluster.stop_agent(2, Duration::from_secs(10))?;
     cluster.wait_healthy(0, "web", 1)?;
     let nodes = cluster.json(0, &["nodes"])?;

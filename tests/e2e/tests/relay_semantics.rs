@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use portolan_e2e::{
     Cluster, Options, Task,
-    answers::{answers, each},
+    answers::each,
     stream::{both_ends, connect, echo, echo_server, listen},
 };
 use portolan_testbed::{Protocol, output_within};
@@ -196,12 +196,7 @@ services:
     cluster.cli(1, &["task", "drain", &old.id])?;
     cluster.wait_healthy_everywhere("web", 1)?;
     for node in 0..2 {
-        let seen = answers(
-            &cluster.client,
-            cluster.node(node).at(8080),
-            Protocol::Tcp,
-            6,
-        )?;
+        let seen = cluster.answers(cluster.node(node).at(8080), Protocol::Tcp, 6)?;
         ensure!(seen == each(&["a2"], 6), "n{}: {seen:?}", node + 1);
     }
     let mut last_answer = begin.elapsed();

@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use portolan_e2e::{
-    Cluster, Options, Task,
-    answers::{answered_by, answers, each},
+    Cluster, Options, Plane, Task,
+    answers::each,
+    on_both_planes,
     stream::{PacedStream, echo_server},
 };
 use portolan_testbed::{Namespace, Process, Protocol};
@@ -44,6 +45,11 @@ fn guest(cluster: &Cluster, label: &str, node: usize) -> Result<(Namespace, Proc
         .context("no address")?
         .to_owned();
     Ok((netns, server, address))
+}
+
+on_both_planes! {
+    an_agent_remembers_over_its_restart,
+    a_service_outlives_the_node_that_declared_it,
 }
 
 #[test]
@@ -83,7 +89,7 @@ fn an_agent_that_is_killed_ends_its_own_relaying_and_nothing_else() -> Result<()
     go_on("while n1 has no agent")?;
     cluster.start_agent(0)?;
     cluster.wait_ready()?;
-    let seen = answers(&cluster.client, cluster.node(0).at(8080), Protocol::Tcp, 3)?;
+    let seen = cluster.answers(cluster.node(0).at(8080), Protocol::Tcp, 3)?;
     ensure!(seen == each(&["a2"], 3), "n1 after the restart: {seen:?}");
 
     // The other end too; the relay of n3 has its backend there.
@@ -103,9 +109,8 @@ fn an_agent_that_is_killed_ends_its_own_relaying_and_nothing_else() -> Result<()
     Ok(())
 }
 
-#[test]
-fn an_agent_remembers_over_its_restart() -> Result<()> {
-    let mut cluster = Cluster::start("state", Options::nodes(3))?;
+fn an_agent_remembers_over_its_restart(plane: Plane) -> Result<()> {
+    let mut cluster = Cluster::start("state", Options::nodes(3).plane(plane))?;
     cluster.apply(0, STACK)?;
     let tasks: Vec<Task> = [("a1", 0), ("a2", 1), ("b2", 1)]
         .into_iter()
@@ -139,25 +144,19 @@ fn an_agent_remembers_over_its_restart() -> Result<()> {
         .context("no n2")?;
     ensure!(second["state"] == "draining", "{second:#}");
     for node in 0..3 {
-        let seen = answers(
-            &cluster.client,
-            cluster.node(node).at(8080),
-            Protocol::Tcp,
-            3,
-        )?;
+        let seen = cluster.answers(cluster.node(node).at(8080), Protocol::Tcp, 3)?;
         ensure!(seen == each(&["a1"], 3), "n{}: {seen:?}", node + 1);
     }
     cluster.cli(1, &["node", "activate"])?;
     cluster.wait_healthy_everywhere("web", 3)?;
-    let seen = answers(&cluster.client, cluster.node(2).at(8080), Protocol::Tcp, 6)?;
+    let seen = cluster.answers(cluster.node(2).at(8080), Protocol::Tcp, 6)?;
     ensure!(seen == each(&["a1", "a2", "b2"], 2), "{seen:?}");
     drop(tasks);
     Ok(())
 }
 
-#[test]
-fn a_service_outlives_the_node_that_declared_it() -> Result<()> {
-    let mut cluster = Cluster::start("outlive", Options::nodes(3))?;
+fn a_service_outlives_the_node_that_declared_it(plane: Plane) -> Result<()> {
+    let mut cluster = Cluster::start("outlive", Options::nodes(3).plane(plane))?;
     cluster.apply(0, STACK)?;
     let _task = cluster.whoami("a2", 1, "web")?;
     cluster.wait_healthy_everywhere("web", 1)?;
@@ -175,12 +174,7 @@ fn a_service_outlives_the_node_that_declared_it() -> Result<()> {
             web["problems"].as_array().is_some_and(Vec::is_empty),
             "{web:#}"
         );
-        let seen = answers(
-            &cluster.client,
-            cluster.node(node).at(8080),
-            Protocol::Tcp,
-            3,
-        )?;
+        let seen = cluster.answers(cluster.node(node).at(8080), Protocol::Tcp, 3)?;
         ensure!(seen == each(&["a2"], 3), "n{}: {seen:?}", node + 1);
     }
     // It is theirs now: an agent that starts afresh learns it, and an update counts.
@@ -193,18 +187,8 @@ fn a_service_outlives_the_node_that_declared_it() -> Result<()> {
         cluster.wait_for(node, "the update", &["services"], |all| {
             rows(all).any(|row| row["name"] == "web" && row["ports"][0] == "8090:80/tcp")
         })?;
-        answered_by(
-            &cluster.client,
-            cluster.node(node).at(8090),
-            Protocol::Tcp,
-            "a2",
-        )?;
-        let seen = answers(
-            &cluster.client,
-            cluster.node(node).at(8090),
-            Protocol::Tcp,
-            3,
-        )?;
+        cluster.answered_by(cluster.node(node).at(8090), Protocol::Tcp, "a2")?;
+        let seen = cluster.answers(cluster.node(node).at(8090), Protocol::Tcp, 3)?;
         ensure!(seen == each(&["a2"], 3), "n{}: {seen:?}", node + 1);
     }
     Ok(())

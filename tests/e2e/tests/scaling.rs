@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use portolan_e2e::{
-    Cluster, Options, Task,
-    answers::{answered_by, answers, by_task, each, refused},
+    Cluster, Options, Plane, Task,
+    answers::{by_task, each, refused},
+    on_both_planes,
 };
 use portolan_testbed::{Load, LoadOptions, Protocol, Report, nginx, wait_until};
 
@@ -24,8 +25,8 @@ struct Loads(Vec<Load>);
 impl Loads {
     fn start(cluster: &Cluster, port: u16) -> Result<Self> {
         let options = LoadOptions::per_second(RATE);
-        let targets = (0..cluster.len()).map(|i| cluster.node(i).at(port).to_string());
-        let start = |target: String| Load::start(&cluster.client, &target, options.clone());
+        let targets = (0..cluster.len()).map(|i| cluster.node(i).at(port));
+        let start = |target| cluster.load(target, options.clone());
         let loads = Self(targets.map(start).collect::<Result<_>>()?);
         loads.answer_more()?;
         Ok(loads)
@@ -56,15 +57,21 @@ impl Loads {
 fn take_turns(cluster: &Cluster, tasks: &[&str]) -> Result<()> {
     for node in (0..cluster.len()).map(|i| cluster.node(i)) {
         let count = 4 * tasks.len();
-        let seen = answers(&cluster.client, node.at(8080), Protocol::Tcp, count)?;
+        let seen = cluster.answers(node.at(8080), Protocol::Tcp, count)?;
         ensure!(seen == each(tasks, 4), "{}: {seen:?}", node.label());
     }
     Ok(())
 }
 
-#[test]
-fn two_tasks_become_six_and_one_under_load() -> Result<()> {
-    let mut cluster = Cluster::start("scale", Options::nodes(3))?;
+on_both_planes! {
+    two_tasks_become_six_and_one_under_load,
+    all_tasks_are_replaced_one_by_one_under_load,
+    a_node_is_drained_and_activated_under_load,
+    ports_come_and_go_by_applying_again_under_load,
+}
+
+fn two_tasks_become_six_and_one_under_load(plane: Plane) -> Result<()> {
+    let mut cluster = Cluster::start("scale", Options::nodes(3).plane(plane))?;
     cluster.apply(0, STACK)?;
     let mut tasks = vec![
         cluster.whoami("a1", 0, "web")?,
@@ -96,9 +103,8 @@ fn two_tasks_become_six_and_one_under_load() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn all_tasks_are_replaced_one_by_one_under_load() -> Result<()> {
-    let mut cluster = Cluster::start("rolling", Options::nodes(3))?;
+fn all_tasks_are_replaced_one_by_one_under_load(plane: Plane) -> Result<()> {
+    let mut cluster = Cluster::start("rolling", Options::nodes(3).plane(plane))?;
     cluster.apply(0, STACK)?;
     let old: Vec<Task> = (0..3)
         .map(|i| cluster.whoami(&format!("old{i}"), i, "web"))
@@ -116,9 +122,8 @@ fn all_tasks_are_replaced_one_by_one_under_load() -> Result<()> {
     take_turns(&cluster, &["new0", "new1", "new2"])
 }
 
-#[test]
-fn a_node_is_drained_and_activated_under_load() -> Result<()> {
-    let mut cluster = Cluster::start("nodedrain", Options::nodes(3))?;
+fn a_node_is_drained_and_activated_under_load(plane: Plane) -> Result<()> {
+    let mut cluster = Cluster::start("nodedrain", Options::nodes(3).plane(plane))?;
     cluster.apply(0, STACK)?;
     let _tasks = [
         cluster.whoami("a1", 0, "web")?,
@@ -131,12 +136,7 @@ fn a_node_is_drained_and_activated_under_load() -> Result<()> {
     cluster.wait_healthy_everywhere("web", 2)?;
     // Its task gets nothing, and its published port goes on; the load takes turns of its own.
     for node in 0..3 {
-        let seen = answers(
-            &cluster.client,
-            cluster.node(node).at(8080),
-            Protocol::Tcp,
-            8,
-        )?;
+        let seen = cluster.answers(cluster.node(node).at(8080), Protocol::Tcp, 8)?;
         ensure!(!seen.contains_key("a2"), "n{}: {seen:?}", node + 1);
     }
     // The drain is over: what it withheld comes back whole.
@@ -152,10 +152,9 @@ fn a_node_is_drained_and_activated_under_load() -> Result<()> {
     take_turns(&cluster, &["a1", "a2", "a3"])
 }
 
-#[test]
-fn ports_come_and_go_by_applying_again_under_load() -> Result<()> {
+fn ports_come_and_go_by_applying_again_under_load(plane: Plane) -> Result<()> {
     let stack = |ports: &str| format!("services:\n  web:\n    ports: [{ports}]\n");
-    let mut cluster = Cluster::start("ports", Options::nodes(2))?;
+    let mut cluster = Cluster::start("ports", Options::nodes(2).plane(plane))?;
     cluster.apply(0, &stack("'8080:80'"))?;
     let task = cluster.whoami("a1", 1, "web")?;
     let _second = nginx(&task.netns, 81, "port 81")?;
@@ -179,15 +178,15 @@ fn ports_come_and_go_by_applying_again_under_load() -> Result<()> {
     cluster.apply(1, &stack("'8080:80', '8081:81', '8082:80/udp'"))?;
     has_ports(3)?;
     for node in (0..2).map(|i| cluster.node(i)) {
-        answered_by(&cluster.client, node.at(8081), Protocol::Tcp, "port 81")?;
-        answered_by(&cluster.client, node.at(8082), Protocol::Udp, "a1")?;
+        cluster.answered_by(node.at(8081), Protocol::Tcp, "port 81")?;
+        cluster.answered_by(node.at(8082), Protocol::Udp, "a1")?;
     }
     loads.answer_more()?;
     cluster.apply(0, &stack("'8080:80', '8082:81'"))?;
     has_ports(2)?;
     for node in (0..2).map(|i| cluster.node(i)) {
         refused(&cluster.client, node.at(8081))?;
-        answered_by(&cluster.client, node.at(8082), Protocol::Tcp, "port 81")?;
+        cluster.answered_by(node.at(8082), Protocol::Tcp, "port 81")?;
     }
     loads.answer_more()?;
     loads.stop()?;

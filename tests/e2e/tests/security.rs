@@ -3,7 +3,7 @@
 use std::{fs, os::unix::fs::PermissionsExt, time::Duration};
 
 use anyhow::{Context, Result, ensure};
-use portolan_e2e::{Cluster, HTTP_PORT, Options, PATIENCE};
+use portolan_e2e::{Cluster, HTTP_PORT, Options, PATIENCE, Plane, on_both_planes};
 use portolan_testbed::{http_get, nginx, wait_until};
 
 /// The sum of a metric's samples on a node, of those lines that contain all `labels`.
@@ -18,6 +18,10 @@ fn metric(cluster: &Cluster, node: usize, name: &str, labels: &[&str]) -> Result
     });
     let values = samples.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok());
     Ok(values.sum())
+}
+
+on_both_planes! {
+    overlay_packets_of_strangers_are_dropped_and_counted,
 }
 
 #[test]
@@ -186,9 +190,8 @@ for _ in range(20):
     s.sendto(b'\x08\x00\x00\x00' + (4096).to_bytes(3, 'big') + b'\x00' + inner, (node, 4789))
 ";
 
-#[test]
-fn overlay_packets_of_strangers_are_dropped_and_counted() -> Result<()> {
-    let cluster = Cluster::start("forged", Options::nodes(2))?;
+fn overlay_packets_of_strangers_are_dropped_and_counted(plane: Plane) -> Result<()> {
+    let cluster = Cluster::start("forged", Options::nodes(2).plane(plane))?;
     cluster.apply(0, "services: {web: {ports: ['8080:80']}}\n")?;
     let netns = cluster.lab.task("web1")?;
     let _nginx = nginx(&netns, 80, "web1")?;

@@ -1,11 +1,14 @@
 //! Published ports: where they answer, who answers, and how fairly.
 
+#![expect(clippy::indexing_slicing, reason = "a test of missing JSON has failed")]
+
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use anyhow::{Context, Result, ensure};
 use portolan_e2e::{
-    Cluster, Options,
-    answers::{answers, ask, each, refused},
+    Cluster, Options, Plane,
+    answers::{each, refused},
+    on_both_planes,
 };
 use portolan_testbed::{Protocol, http_get, nginx};
 
@@ -16,9 +19,18 @@ services:
     ports: ['8080:80', '8080:80/udp']
 ";
 
-#[test]
-fn every_node_reaches_every_task_in_exact_turns() -> Result<()> {
-    let mut cluster = Cluster::start("turns", Options::nodes(3))?;
+on_both_planes! {
+    every_node_reaches_every_task_in_exact_turns,
+    an_answer_comes_from_the_very_address_asked,
+    host_mode_answers_only_where_a_task_runs,
+    a_port_left_out_is_chosen_and_kept,
+    a_range_leads_each_port_to_its_own,
+    a_port_at_an_address_is_served_only_there,
+    twenty_ports_answer_on_five_nodes,
+}
+
+fn every_node_reaches_every_task_in_exact_turns(plane: Plane) -> Result<()> {
+    let mut cluster = Cluster::start("turns", Options::nodes(3).plane(plane))?;
     cluster.apply(0, STACK)?;
     // Two on one node, one on another, and none on the first.
     let _tasks = [
@@ -31,7 +43,7 @@ fn every_node_reaches_every_task_in_exact_turns() -> Result<()> {
     for protocol in BOTH {
         for node in (0..3).map(|i| cluster.node(i)) {
             for to in [node.at(8080), node.at_v6(8080)] {
-                let seen = answers(&cluster.client, to, protocol, 12)?;
+                let seen = cluster.answers(to, protocol, 12)?;
                 ensure!(seen == fair, "{to}/{protocol}: {seen:?}");
             }
             let loopbacks: [SocketAddr; 2] = [
@@ -39,7 +51,7 @@ fn every_node_reaches_every_task_in_exact_turns() -> Result<()> {
                 (Ipv6Addr::LOCALHOST, 8080).into(),
             ];
             for to in loopbacks {
-                let seen = answers(node, to, protocol, 12)?;
+                let seen = cluster.answers_from(node, to, protocol, 12)?;
                 ensure!(
                     seen == fair,
                     "{to}/{protocol} on {}: {seen:?}",
@@ -51,9 +63,8 @@ fn every_node_reaches_every_task_in_exact_turns() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn an_answer_comes_from_the_very_address_asked() -> Result<()> {
-    let mut cluster = Cluster::start("asked", Options::nodes(2))?;
+fn an_answer_comes_from_the_very_address_asked(plane: Plane) -> Result<()> {
+    let mut cluster = Cluster::start("asked", Options::nodes(2).plane(plane))?;
     cluster.apply(0, STACK)?;
     let _task = cluster.whoami("a1", 1, "web")?;
     cluster.wait_healthy_everywhere("web", 1)?;
@@ -78,14 +89,13 @@ fn an_answer_comes_from_the_very_address_asked() -> Result<()> {
     ])?;
     for to in ["10.77.0.51:8080", "[fd77::51]:8080", "10.77.0.11:8080"] {
         // The asking socket takes answers from `to` alone.
-        let label = ask(&cluster.client, to.parse()?, Protocol::Udp)?;
+        let label = cluster.ask(to.parse()?, Protocol::Udp)?;
         ensure!(label == "a1", "{to}: {label}");
     }
     Ok(())
 }
 
-#[test]
-fn host_mode_answers_only_where_a_task_runs() -> Result<()> {
+fn host_mode_answers_only_where_a_task_runs(plane: Plane) -> Result<()> {
     let stack = "
 services:
   web:
@@ -93,7 +103,7 @@ services:
       - {target: 80, published: 8081, mode: host}
       - {target: 80, published: 8081, mode: host, protocol: udp}
 ";
-    let mut cluster = Cluster::start("hostmode", Options::nodes(3))?;
+    let mut cluster = Cluster::start("hostmode", Options::nodes(3).plane(plane))?;
     cluster.apply(0, stack)?;
     let tasks = [
         cluster.whoami("a1", 1, "web")?,
@@ -103,11 +113,11 @@ services:
     cluster.wait_healthy_everywhere("web", 3)?;
     let client = &cluster.client;
     for protocol in BOTH {
-        let seen = answers(client, cluster.node(1).at(8081), protocol, 8)?;
+        let seen = cluster.answers(cluster.node(1).at(8081), protocol, 8)?;
         ensure!(seen == each(&["a1", "a2"], 4), "n2/{protocol}: {seen:?}");
-        let seen = answers(client, cluster.node(2).at(8081), protocol, 8)?;
+        let seen = cluster.answers(cluster.node(2).at(8081), protocol, 8)?;
         ensure!(seen == each(&["a3"], 8), "n3/{protocol}: {seen:?}");
-        let nothing = ask(client, cluster.node(0).at(8081), protocol);
+        let nothing = cluster.ask(cluster.node(0).at(8081), protocol);
         ensure!(nothing.is_err(), "n1/{protocol} answers: {nothing:?}");
     }
     refused(client, cluster.node(0).at(8081))?;
@@ -116,14 +126,13 @@ services:
     refused(client, cluster.node(2).at(8081))
 }
 
-#[test]
-fn a_port_left_out_is_chosen_and_kept() -> Result<()> {
+fn a_port_left_out_is_chosen_and_kept(plane: Plane) -> Result<()> {
     let stack = "
 services:
   web:
     ports: ['80', '80/udp']
 ";
-    let mut cluster = Cluster::start("chosen", Options::nodes(2))?;
+    let mut cluster = Cluster::start("chosen", Options::nodes(2).plane(plane))?;
     let chosen = |cluster: &Cluster, node: usize| -> Result<Vec<u16>> {
         let rows = cluster.json(node, &["services"])?;
         let ports = rows[0]["ports"].as_array().context("no ports")?;
@@ -143,7 +152,7 @@ services:
             "chosen: {port}/{protocol}"
         );
         for node in 0..2 {
-            let label = ask(&cluster.client, cluster.node(node).at(*port), protocol)?;
+            let label = cluster.ask(cluster.node(node).at(*port), protocol)?;
             ensure!(label == "a1", "{port}/{protocol}: {label}");
         }
     }
@@ -156,14 +165,13 @@ services:
     Ok(())
 }
 
-#[test]
-fn a_range_leads_each_port_to_its_own() -> Result<()> {
+fn a_range_leads_each_port_to_its_own(plane: Plane) -> Result<()> {
     let stack = "
 services:
   web:
     ports: ['8000-8002:80-82']
 ";
-    let cluster = Cluster::start("range", Options::nodes(2))?;
+    let cluster = Cluster::start("range", Options::nodes(2).plane(plane))?;
     cluster.apply(0, stack)?;
     let netns = cluster.lab.task("a1")?;
     let ports = 0..3;
@@ -188,20 +196,19 @@ services:
     Ok(())
 }
 
-#[test]
-fn a_port_at_an_address_is_served_only_there() -> Result<()> {
+fn a_port_at_an_address_is_served_only_there(plane: Plane) -> Result<()> {
     let stack = "
 services:
   web:
     ports: ['10.77.0.11:8081:80', '10.77.0.11:8081:80/udp']
 ";
-    let mut cluster = Cluster::start("address", Options::nodes(2))?;
+    let mut cluster = Cluster::start("address", Options::nodes(2).plane(plane))?;
     cluster.apply(1, stack)?;
     let _task = cluster.whoami("a1", 1, "web")?;
     cluster.wait_healthy_everywhere("web", 1)?;
     let (n1, client) = (cluster.node(0), &cluster.client);
     for protocol in BOTH {
-        let label = ask(client, n1.at(8081), protocol)?;
+        let label = cluster.ask(n1.at(8081), protocol)?;
         ensure!(label == "a1", "{protocol}: {label}");
     }
     refused(client, n1.at_v6(8081))?;
@@ -209,9 +216,8 @@ services:
     refused(client, cluster.node(1).at(8081))
 }
 
-#[test]
-fn twenty_ports_answer_on_five_nodes() -> Result<()> {
-    let mut cluster = Cluster::start("twenty", Options::nodes(5))?;
+fn twenty_ports_answer_on_five_nodes(plane: Plane) -> Result<()> {
+    let mut cluster = Cluster::start("twenty", Options::nodes(5).plane(plane))?;
     let ports: Vec<u16> = (9001..=9020).collect();
     let services: String = ports
         .chunks(4)
@@ -231,7 +237,7 @@ fn twenty_ports_answer_on_five_nodes() -> Result<()> {
     for node in (0..5).map(|i| cluster.node(i)) {
         for (ports, number) in ports.chunks(4).zip(1..) {
             for port in ports {
-                let label = ask(&cluster.client, node.at(*port), Protocol::Tcp)?;
+                let label = cluster.ask(node.at(*port), Protocol::Tcp)?;
                 ensure!(
                     label == format!("a{number}"),
                     "{}:{port}: {label}",

@@ -1,6 +1,5 @@
 //! One network namespace, what runs in it, and its removal.
 
-mod mounts;
 mod netns;
 mod pids;
 mod registry;

@@ -14,7 +14,7 @@ use std::str::FromStr;
 use anyhow::{Context, Result, anyhow, bail};
 use rustix::mount::{UnmountFlags, unmount};
 
-use super::{mounts, netns, pids};
+use super::{netns, pids};
 use crate::programs::ip;
 
 const ROOT: &str = "/run/portolan-testbed";
@@ -61,8 +61,8 @@ pub(super) fn claim(name: &str) -> Result<PathBuf> {
     Ok(dir)
 }
 
-/// Removes a namespace, its processes, its files and what was mounted among them, those of them
-/// that exist; goes on after an error, and leaves the claim when there was one, for the next sweep.
+/// Removes a namespace, its processes and its files, those of them that exist; goes on after an
+/// error, and leaves the claim when there was one, for the next sweep.
 pub(super) fn remove(name: &str) -> Result<()> {
     let netns = netns::path(name);
     let mut errors = Vec::new();
@@ -70,8 +70,6 @@ pub(super) fn remove(name: &str) -> Result<()> {
         errors.extend(pids::kill_inside(&netns).err());
         errors.extend(ip(&["netns", "del", name]).err());
     }
-    let dir = Path::new(ROOT).join(name);
-    errors.extend(mounts::unmount_below(&dir).err());
     errors.extend(remove_dir(&etc_dir(name)).err());
     let dir = Path::new(ROOT).join(name);
     errors.extend(unmount_below(&dir).err());
