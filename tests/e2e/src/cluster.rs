@@ -405,8 +405,7 @@ impl Cluster {
         found.with_context(|| format!("last seen: {last:#}"))
     }
 
-    /// Waits until a node counts this many healthy tasks of a service, and, if it has the fast path, carries the
-    /// service's published ports by it.
+    /// Waits until a node counts this many healthy tasks of a service.
     pub fn wait_healthy(&self, node: usize, service: &str, count: usize) -> Result<()> {
         self.wait_for(
             node,
@@ -417,20 +416,6 @@ impl Cluster {
                 rows.any(|row| row["name"] == service && row["healthy"] == count)
             },
         )?;
-        match self.plane(node) {
-            Plane::Relay => Ok(()),
-            Plane::Ebpf => self.wait_carried(node, service),
-        }
-    }
-
-    /// Waits until a node carries all published ports of a service that lead anywhere by the fast path.
-    pub fn wait_carried(&self, node: usize, service: &str) -> Result<()> {
-        let what = format!("the fast path carries {service}");
-        self.wait_for(node, &what, &["status"], |status| {
-            let rows = status["ports"].as_array().into_iter().flatten();
-            let mut published = rows.filter(|row| row["service"] == service && is_published(row));
-            published.all(|row| row["plane"] == "ebpf" || row["active"] == 0)
-        })?;
         Ok(())
     }
 
@@ -440,6 +425,21 @@ impl Cluster {
         running
             .into_iter()
             .try_for_each(|node| self.wait_healthy(node, service, count))
+    }
+
+    /// As [`Cluster::wait_healthy_everywhere`], and until each node that has the fast path carries by it all
+    /// published ports of the service that lead to a task.
+    pub fn wait_served(&self, service: &str, count: usize) -> Result<()> {
+        self.wait_healthy_everywhere(service, count)?;
+        let running = (0..self.len()).filter(|i| self.members[*i].agent.is_some());
+        for node in running.filter(|node| self.plane(*node) == Plane::Ebpf) {
+            let what = format!("the fast path carries {service}");
+            self.wait_for(node, &what, &["status"], |status| {
+                let mut rows = status["ports"].as_array().into_iter().flatten();
+                rows.all(|row| row["service"] != service || is_carried(row))
+            })?;
+        }
+        Ok(())
     }
 
     /// The hash of all records as a node has it.
@@ -452,10 +452,12 @@ impl Cluster {
     }
 }
 
-/// Whether a row of `status` is of a published port, not of a VIP.
-fn is_published(row: &Value) -> bool {
+/// Whether the port of a row of `status` needs the relay no more. A VIP always does, and so does a port that another
+/// process holds.
+fn is_carried(row: &Value) -> bool {
     let at = row["frontend"].as_str().unwrap_or_default();
-    at.starts_with("*:") || at.starts_with("10.77.")
+    let is_published = at.starts_with("*:") || at.starts_with("10.77.");
+    row["plane"] == "ebpf" || row["active"] == 0 || !is_published || row["problem"].is_string()
 }
 
 fn text(path: &std::path::Path) -> String {

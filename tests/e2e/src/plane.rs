@@ -1,7 +1,5 @@
 //! The planes, and tests that hold for each of them.
 
-use std::fmt;
-
 /// What a node forwards by: what `--plane` says, and `status` shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Plane {
@@ -11,19 +9,20 @@ pub enum Plane {
     Ebpf,
 }
 
-impl fmt::Display for Plane {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl Plane {
+    /// Its word on the command line and in what the agent shows.
+    pub const fn word(self) -> &'static str {
+        match self {
             Self::Relay => "relay",
             Self::Ebpf => "ebpf",
-        })
+        }
     }
 }
 
 /// Makes two tests, `NAME::relay` and `NAME::ebpf`, of each function `fn NAME(plane: Plane) -> Result<()>`.
 ///
 /// The function has to start its cluster on that plane, and to ask by way of the cluster: on the fast path
-/// [`Cluster::wait_healthy`](crate::Cluster::wait_healthy) waits until it carries the service's ports, and
+/// [`Cluster::wait_served`](crate::Cluster::wait_served) waits until it carries the service's ports, and
 /// [`Cluster::ask`](crate::Cluster::ask) and [`Cluster::load`](crate::Cluster::load) fail where the task does not see
 /// the client's own address. So the relay cannot stand in for it in silence.
 #[macro_export]

@@ -65,7 +65,7 @@ fn a_task_that_is_killed_takes_only_its_own_connections_along(plane: Plane) -> R
         cluster.whoami("a2", 1, "web")?,
     ];
     let mut killed = cluster.whoami("a3", 2, "web")?;
-    cluster.wait_healthy_everywhere("web", 3)?;
+    cluster.wait_served("web", 3)?;
     let load = cluster.load(cluster.node(0).at(8080), LoadOptions::workers(4))?;
     answered(&load, 100)?;
     // Only its program: the namespace is there, and refuses.
@@ -97,13 +97,13 @@ fn a_task_whose_namespace_vanishes_takes_only_its_own_connections_along(
         cluster.whoami("a2", 1, "web")?,
     ];
     let vanishes = cluster.whoami("a3", 2, "web")?;
-    cluster.wait_healthy_everywhere("web", 3)?;
+    cluster.wait_served("web", 3)?;
     let load = cluster.load(cluster.node(0).at(8080), LoadOptions::workers(4))?;
     answered(&load, 100)?;
     let before = load.elapsed();
     vanishes.remove()?;
     let after = load.elapsed();
-    cluster.wait_healthy_everywhere("web", 2)?;
+    cluster.wait_served("web", 2)?;
     answered(&load, 50)?;
     let report = load.stop()?;
     ensure!(
@@ -130,7 +130,7 @@ fn cut_under_load(plane: Plane, cut_for: Duration) -> Result<()> {
         cluster.whoami("a2", 1, "web")?,
         cluster.whoami("a3", 2, "web")?,
     ];
-    cluster.wait_healthy_everywhere("web", 3)?;
+    cluster.wait_served("web", 3)?;
     let loads = [0, 1]
         .map(|i| cluster.node(i).at(8080))
         .map(|to| cluster.load(to, LoadOptions::per_second(50)));
@@ -188,7 +188,7 @@ fn cut_under_load(plane: Plane, cut_for: Duration) -> Result<()> {
             |status| status["counts"]["tasks"] == 5 && status["counts"]["services"] == 2,
         )?;
     }
-    cluster.wait_healthy_everywhere("web", 5)?;
+    cluster.wait_served("web", 5)?;
     for node in (0..3).map(|i| cluster.node(i)) {
         // A backend that did not answer during the cut is asked again after a while only.
         let fair = each(&["a1", "a2", "a3", "b1", "b3"], 2);
@@ -215,7 +215,7 @@ fn udp_follows_a_replaced_task_within_a_second(plane: Plane) -> Result<()> {
     let mut cluster = Cluster::start("udp", Options::nodes(2).plane(plane))?;
     cluster.apply(0, "services:\n  web:\n    ports: ['8080:80/udp']\n")?;
     let mut old = cluster.whoami("old", 1, "web")?;
-    cluster.wait_healthy_everywhere("web", 1)?;
+    cluster.wait_served("web", 1)?;
     // One flow throughout: the client never changes its port.
     let client = cluster.client.enter(|| {
         let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
@@ -239,7 +239,7 @@ fn udp_follows_a_replaced_task_within_a_second(plane: Plane) -> Result<()> {
     );
     for (label, node, removal) in [("new1", 1, "drain"), ("new2", 0, "rm"), ("new3", 1, "")] {
         let new = cluster.whoami(label, node, "web")?;
-        cluster.wait_healthy_everywhere("web", 2)?;
+        cluster.wait_served("web", 2)?;
         let kept = ask();
         ensure!(
             kept.is_some() && kept.as_deref() != Some(label),
@@ -263,7 +263,7 @@ fn udp_follows_a_replaced_task_within_a_second(plane: Plane) -> Result<()> {
             "{label}: after {:?}",
             begin.elapsed()
         );
-        cluster.wait_healthy_everywhere("web", 1)?;
+        cluster.wait_served("web", 1)?;
     }
     Ok(())
 }
@@ -304,7 +304,7 @@ fn a_port_in_use_on_one_node_is_reported_there_and_taken_when_free(plane: Plane)
         .enter(|| Ok(TcpListener::bind("0.0.0.0:8080")?))?;
     cluster.apply(0, STACK)?;
     let _task = cluster.whoami("a1", 0, "web")?;
-    cluster.wait_healthy_everywhere("web", 1)?;
+    cluster.wait_served("web", 1)?;
     let message = "port 8080/tcp is held by another process on this node";
     let status = cluster.wait_for(1, "the problem", &["status"], |status| {
         rows(&status["problems"]).any(|p| p.as_str().is_some_and(|p| p.contains(message)))
@@ -371,7 +371,7 @@ networks:
     let tasks: Vec<Task> = (0..2)
         .map(|i| cluster.whoami(&format!("a{i}"), i, "web"))
         .collect::<Result<_>>()?;
-    cluster.wait_healthy_everywhere("web", 2)?;
+    cluster.wait_served("web", 2)?;
     for (node, before) in before.iter().enumerate() {
         let seen = cluster.answers(cluster.node(node).at(8080), Protocol::Tcp, 4)?;
         ensure!(seen == each(&["a0", "a1"], 2), "n{}: {seen:?}", node + 1);

@@ -20,7 +20,7 @@ fn a_published_port_answers_on_every_node(plane: Plane) -> Result<()> {
     let netns = cluster.lab.task("web1")?;
     let _nginx = nginx(&netns, 80, "hello from nginx")?;
     let _task = cluster.add_task(netns, 1, "web")?;
-    cluster.wait_healthy_everywhere("web", 1)?;
+    cluster.wait_served("web", 1)?;
     for node in 0..3 {
         let url = format!("http://{}/", cluster.node(node).at(8080));
         let answer = cluster

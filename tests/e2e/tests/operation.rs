@@ -15,7 +15,7 @@ fn prometheus_finds_nothing_to_object_to(plane: Plane) -> Result<()> {
     let mut cluster = Cluster::start("promtool", Options::nodes(2).plane(plane))?;
     cluster.apply(0, "services: {web: {ports: ['8080:80', '8080:80/udp']}}\n")?;
     let _task = cluster.whoami("web1", 1, "web")?;
-    cluster.wait_healthy_everywhere("web", 1)?;
+    cluster.wait_served("web", 1)?;
     for _ in 0..5 {
         http_get(&cluster.client, &format!("{}/", cluster.node(0).at(8080)))?;
     }
@@ -206,7 +206,7 @@ fn a_node_that_leaves_is_missed_at_once_by_no_one(plane: Plane) -> Result<()> {
         cluster.whoami("web1", 1, "web")?,
         cluster.whoami("web2", 2, "web")?,
     ];
-    cluster.wait_healthy_everywhere("web", 2)?;
+    cluster.wait_served("web", 2)?;
     let load = cluster.load(cluster.node(0).at(8080), LoadOptions::workers(4))?;
     cluster.stop_agent(2, Duration::from_secs(10))?;
     cluster.wait_healthy(0, "web", 1)?;

@@ -58,7 +58,7 @@ fn an_agent_that_is_killed_ends_its_own_relaying_and_nothing_else() -> Result<()
     cluster.apply(0, STACK)?;
     let task = cluster.whoami("a2", 1, "web")?;
     let _echo = echo_server(&task.netns, 90)?;
-    cluster.wait_healthy_everywhere("web", 1)?;
+    cluster.wait_served("web", 1)?;
     let guests = (0..3)
         .map(|node| guest(&cluster, &format!("g{}", node + 1), node))
         .collect::<Result<Vec<_>>>()?;
@@ -118,9 +118,9 @@ fn an_agent_remembers_over_its_restart(plane: Plane) -> Result<()> {
         .collect::<Result<_>>()?;
     let _guest = guest(&cluster, "g1", 0)?;
     let _side = cluster.whoami("s3", 2, "side")?;
-    cluster.wait_healthy_everywhere("web", 3)?;
+    cluster.wait_served("web", 3)?;
     cluster.cli(1, &["node", "drain"])?;
-    cluster.wait_healthy_everywhere("web", 1)?;
+    cluster.wait_served("web", 1)?;
     // All at once, so that no one can learn from anyone what was forgotten.
     let state = |cluster: &Cluster| -> Result<Vec<Value>> {
         let all = [["networks"], ["services"], ["tasks"]];
@@ -134,7 +134,7 @@ fn an_agent_remembers_over_its_restart(plane: Plane) -> Result<()> {
         cluster.start_agent(node)?;
     }
     cluster.wait_ready()?;
-    cluster.wait_healthy_everywhere("web", 1)?;
+    cluster.wait_served("web", 1)?;
     for (before, args) in before.iter().zip(["networks", "services", "tasks"]) {
         cluster.wait_for(0, "what was before", &[args], |now| now == before)?;
     }
@@ -148,7 +148,7 @@ fn an_agent_remembers_over_its_restart(plane: Plane) -> Result<()> {
         ensure!(seen == each(&["a1"], 3), "n{}: {seen:?}", node + 1);
     }
     cluster.cli(1, &["node", "activate"])?;
-    cluster.wait_healthy_everywhere("web", 3)?;
+    cluster.wait_served("web", 3)?;
     let seen = cluster.answers(cluster.node(2).at(8080), Protocol::Tcp, 6)?;
     ensure!(seen == each(&["a1", "a2", "b2"], 2), "{seen:?}");
     drop(tasks);
@@ -159,7 +159,7 @@ fn a_service_outlives_the_node_that_declared_it(plane: Plane) -> Result<()> {
     let mut cluster = Cluster::start("outlive", Options::nodes(3).plane(plane))?;
     cluster.apply(0, STACK)?;
     let _task = cluster.whoami("a2", 1, "web")?;
-    cluster.wait_healthy_everywhere("web", 1)?;
+    cluster.wait_served("web", 1)?;
     cluster.kill_agent(0)?;
     cluster.lab.cut(cluster.node(0))?;
     for node in [1, 2] {

@@ -77,14 +77,14 @@ fn two_tasks_become_six_and_one_under_load(plane: Plane) -> Result<()> {
         cluster.whoami("a1", 0, "web")?,
         cluster.whoami("a2", 1, "web")?,
     ];
-    cluster.wait_healthy_everywhere("web", 2)?;
+    cluster.wait_served("web", 2)?;
     let loads = Loads::start(&cluster, 8080)?;
     for number in 3..=6 {
         let task = cluster.whoami(&format!("a{number}"), number % 3, "web")?;
         tasks.push(task);
         loads.answer_more()?;
     }
-    cluster.wait_healthy_everywhere("web", 6)?;
+    cluster.wait_served("web", 6)?;
     loads.answer_more()?;
     let last = tasks.pop();
     for task in tasks {
@@ -97,7 +97,7 @@ fn two_tasks_become_six_and_one_under_load(plane: Plane) -> Result<()> {
         let seen = by_task(report);
         ensure!(seen.keys().eq(all), "not every task has answered: {report}");
     }
-    cluster.wait_healthy_everywhere("web", 1)?;
+    cluster.wait_served("web", 1)?;
     take_turns(&cluster, &["a6"])?;
     drop(last);
     Ok(())
@@ -109,7 +109,7 @@ fn all_tasks_are_replaced_one_by_one_under_load(plane: Plane) -> Result<()> {
     let old: Vec<Task> = (0..3)
         .map(|i| cluster.whoami(&format!("old{i}"), i, "web"))
         .collect::<Result<_>>()?;
-    cluster.wait_healthy_everywhere("web", 3)?;
+    cluster.wait_served("web", 3)?;
     let loads = Loads::start(&cluster, 8080)?;
     let mut new = Vec::new();
     for task in old {
@@ -118,7 +118,7 @@ fn all_tasks_are_replaced_one_by_one_under_load(plane: Plane) -> Result<()> {
         loads.answer_more()?;
     }
     loads.stop()?;
-    cluster.wait_healthy_everywhere("web", 3)?;
+    cluster.wait_served("web", 3)?;
     take_turns(&cluster, &["new0", "new1", "new2"])
 }
 
@@ -130,10 +130,10 @@ fn a_node_is_drained_and_activated_under_load(plane: Plane) -> Result<()> {
         cluster.whoami("a2", 1, "web")?,
         cluster.whoami("a3", 2, "web")?,
     ];
-    cluster.wait_healthy_everywhere("web", 3)?;
+    cluster.wait_served("web", 3)?;
     let loads = Loads::start(&cluster, 8080)?;
     cluster.cli(1, &["node", "drain"])?;
-    cluster.wait_healthy_everywhere("web", 2)?;
+    cluster.wait_served("web", 2)?;
     // Its task gets nothing, and its published port goes on; the load takes turns of its own.
     for node in 0..3 {
         let seen = cluster.answers(cluster.node(node).at(8080), Protocol::Tcp, 8)?;
@@ -146,7 +146,7 @@ fn a_node_is_drained_and_activated_under_load(plane: Plane) -> Result<()> {
     })?;
     loads.answer_more()?;
     cluster.cli(1, &["node", "activate"])?;
-    cluster.wait_healthy_everywhere("web", 3)?;
+    cluster.wait_served("web", 3)?;
     loads.answer_more()?;
     loads.stop()?;
     take_turns(&cluster, &["a1", "a2", "a3"])
@@ -158,7 +158,7 @@ fn ports_come_and_go_by_applying_again_under_load(plane: Plane) -> Result<()> {
     cluster.apply(0, &stack("'8080:80'"))?;
     let task = cluster.whoami("a1", 1, "web")?;
     let _second = nginx(&task.netns, 81, "port 81")?;
-    cluster.wait_healthy_everywhere("web", 1)?;
+    cluster.wait_served("web", 1)?;
     let loads = Loads::start(&cluster, 8080)?;
     let has_ports = |count: usize| {
         (0..2).try_for_each(|node| {

@@ -196,7 +196,7 @@ fn overlay_packets_of_strangers_are_dropped_and_counted(plane: Plane) -> Result<
     let netns = cluster.lab.task("web1")?;
     let _nginx = nginx(&netns, 80, "web1")?;
     let task = cluster.add_task(netns, 1, "web")?;
-    cluster.wait_healthy_everywhere("web", 1)?;
+    cluster.wait_served("web", 1)?;
     let script = cluster.file(0, "forge.py");
     fs::write(&script, FORGE)?;
     let script = script.display().to_string();
