@@ -221,7 +221,7 @@ fn overlay_packets_of_strangers_are_dropped_and_counted(plane: Plane) -> Result<
         "10.208.9.1",
     ];
     cluster.client.run(line)?;
-    wait_until(Duration::from_secs(5), "20 packets to be counted", || {
+    wait_until(PATIENCE, "20 packets to be counted", || {
         Ok((dropped()? - before >= 20.0).then_some(()))
     })?;
     // Members are still heard.
