@@ -49,16 +49,15 @@ fn rows(value: &Value) -> impl Iterator<Item = &Value> {
 }
 
 on_both_planes! {
-    a_task_that_is_killed_takes_only_its_own_connections_along,
-    a_task_whose_namespace_vanishes_takes_only_its_own_connections_along,
     a_node_is_cut_off_for_a_moment_under_load,
     udp_follows_a_replaced_task_within_a_second,
     a_port_in_use_on_one_node_is_reported_there_and_taken_when_free,
     nothing_is_left_behind,
 }
 
-fn a_task_that_is_killed_takes_only_its_own_connections_along(plane: Plane) -> Result<()> {
-    let mut cluster = Cluster::start("kill", Options::nodes(3).plane(plane))?;
+#[test]
+fn a_task_that_is_killed_takes_only_its_own_connections_along() -> Result<()> {
+    let mut cluster = Cluster::start("kill", Options::nodes(3))?;
     cluster.apply(0, STACK)?;
     let _stays = [
         cluster.whoami("a1", 0, "web")?,
@@ -83,14 +82,13 @@ fn a_task_that_is_killed_takes_only_its_own_connections_along(plane: Plane) -> R
         report.failures.len() <= 4,
         "more than the load has connections: {report}"
     );
-    ensure!(report.slowest < longest_wait(plane), "{report}");
+    ensure!(report.slowest < longest_wait(Plane::Relay), "{report}");
     Ok(())
 }
 
-fn a_task_whose_namespace_vanishes_takes_only_its_own_connections_along(
-    plane: Plane,
-) -> Result<()> {
-    let mut cluster = Cluster::start("vanish", Options::nodes(3).plane(plane))?;
+#[test]
+fn a_task_whose_namespace_vanishes_takes_only_its_own_connections_along() -> Result<()> {
+    let mut cluster = Cluster::start("vanish", Options::nodes(3))?;
     cluster.apply(0, STACK)?;
     let _stays = [
         cluster.whoami("a1", 0, "web")?,
@@ -115,7 +113,7 @@ fn a_task_whose_namespace_vanishes_takes_only_its_own_connections_along(
         report.failures.len() <= 4,
         "more than the load has connections: {report}"
     );
-    ensure!(report.slowest < longest_wait(plane), "{report}");
+    ensure!(report.slowest < longest_wait(Plane::Relay), "{report}");
     // It was in no file that would have it come back, and so is forgotten.
     cluster.wait_for(0, "two tasks", &["tasks"], |all| rows(all).count() == 2)?;
     Ok(())

@@ -1,6 +1,6 @@
 //! Who has no key is no member, and what no member sent counts for nothing.
 
-use std::{fs, os::unix::fs::PermissionsExt, time::Duration};
+use std::{fs, os::unix::fs::PermissionsExt};
 
 use anyhow::{Context, Result, ensure};
 use portolan_e2e::{Cluster, HTTP_PORT, Options, PATIENCE, Plane, on_both_planes};
