@@ -1,11 +1,6 @@
 //! The fast path, as a user has it: the task sees the client itself, what the fast path does not carry is relayed, and
 //! nothing is lost when the fast path, or its agent, is.
 
-#![expect(
-    clippy::indexing_slicing,
-    reason = "what is not there fails the test, as it has to"
-)]
-
 use std::{
     fs,
     net::IpAddr,
@@ -353,5 +348,25 @@ fn an_agent_with_the_relay_alone_removes_what_another_had_pinned() -> Result<()>
     cluster.wait_healthy(0, "web", 1)?;
     let seen = seen_by_task(&cluster, 0, Protocol::Tcp)?;
     ensure!(seen != cluster.client.ipv4(), "{seen}");
+    Ok(())
+}
+
+#[test]
+fn another_number_of_flows_waits_until_none_is_lost_by_it() -> Result<()> {
+    let (mut cluster, task) = started("fp-size", 2)?;
+    let _echo = echo_server(&task.netns, 90)?;
+    let mut held = connect(&cluster.client, cluster.node(0).at(9000))?;
+    echo(&mut held, b"before")?;
+    cluster.kill_agent(0)?;
+    cluster.start_agent_with(0, &["--fast-path-flows", "2048"])?;
+    cluster.wait_ready()?;
+    echo(&mut held, b"after")?;
+    is_seen_itself(&cluster, 0)?;
+    let status = cluster.json(0, &["status"])?;
+    let mut problems = status["problems"].as_array().into_iter().flatten();
+    ensure!(
+        problems.any(|p| p.as_str().is_some_and(|p| p.contains("not for 2048"))),
+        "{status:#}"
+    );
     Ok(())
 }

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use portolan_ebpf::{EbpfPlane, OpenOptions};
+use portolan_ebpf::{EbpfError, EbpfPlane, OpenOptions};
 use portolan_model::{PlaneChoice, Snapshot};
 use portolan_overlay::Around;
 use portolan_plane::{DataPlane, Frontend, Planes, Standing};
@@ -21,6 +21,10 @@ use crate::config::Config;
 const REOPEN: Duration = Duration::from_secs(30);
 /// How many looks in a row have to fail until others are told: one alone may have met a link that just went.
 const PATIENCE: u32 = 2;
+/// How soon flows are looked after again that could not be.
+const RESWEEP: Duration = Duration::from_secs(1);
+/// How long others are not told anything while nobody knows what is around the fast path.
+const UNKNOWN: Duration = Duration::from_secs(5);
 
 /// How the fast path stands.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -57,9 +61,16 @@ pub(super) struct FastPath {
     options: OpenOptions,
     underlay: IpAddr,
     state: State,
+    /// What is wrong with it since it was opened.
+    flaw: Option<String>,
     /// What was wrong at the last look, and how many looks in a row something was.
     errors: Vec<String>,
     failed_looks: u32,
+    /// Since when only what is around it is waited for.
+    waiting: Option<Instant>,
+    /// When its flows are to be looked after.
+    sweep_at: Instant,
+    unswept: Option<String>,
 }
 
 enum State {
@@ -87,11 +98,15 @@ impl FastPath {
             },
             underlay: config.advertise,
             state: State::Off("not asked for: --plane relay"),
+            flaw: None,
             errors: Vec::new(),
             failed_looks: 0,
+            waiting: None,
+            sweep_at: Instant::now(),
+            unswept: None,
         };
         match path.choice {
-            PlaneChoice::Relay => path.errors.extend(path.remove().err()),
+            PlaneChoice::Relay => path.flaw = path.remove().err(),
             PlaneChoice::Auto | PlaneChoice::Ebpf => path.try_open(),
         }
         path
@@ -108,7 +123,11 @@ impl FastPath {
         if matches!(&self.state, State::Absent { again, .. } if *again <= Instant::now()) {
             self.try_open();
         }
-        let Some(around) = around.filter(|_| snapshot.synced) else {
+        if !snapshot.synced {
+            return false;
+        }
+        self.waiting.get_or_insert_with(Instant::now);
+        let Some(around) = around else {
             return false;
         };
         let (State::Waiting { underlay, .. } | State::Serving { underlay }) = self.state else {
@@ -130,6 +149,21 @@ impl FastPath {
         new
     }
 
+    /// Looks after the flows if that is due: idle ones, and those whose backend is gone. Returns when it is due again.
+    pub(super) fn sweep<S: DataPlane>(
+        &mut self,
+        planes: &mut Planes<S, EbpfPlane>,
+    ) -> Option<Instant> {
+        let plane = planes.fast_mut()?;
+        if self.sweep_at <= Instant::now() {
+            let swept = plane.sweep();
+            let next = swept.as_ref().map_or(RESWEEP, |swept| swept.next);
+            self.unswept = swept.err().map(|error| super::with_causes(&error));
+            self.sweep_at = Instant::now() + next;
+        }
+        Some(self.sweep_at)
+    }
+
     /// Takes the fast path down for good: its programs are detached, and nothing stays pinned.
     pub(super) fn take_down<S: DataPlane>(
         &mut self,
@@ -149,10 +183,12 @@ impl FastPath {
             State::Waiting { .. } => Some("waits to know what is around it".to_owned()),
             State::Serving { .. } => None,
         };
-        let errors = (!self.errors.is_empty()).then(|| self.errors.join("; "));
+        let wrong = self.flaw.iter().chain(&self.errors).chain(&self.unswept);
+        let wrong: Vec<String> = wrong.cloned().collect();
+        let wrong = (!wrong.is_empty()).then(|| wrong.join("; "));
         FastStanding {
             serves,
-            reason: errors.or(reason),
+            reason: wrong.or(reason),
             standing: planes.fast_standing().cloned().unwrap_or_default(),
             left: if serves {
                 left(planes)
@@ -161,18 +197,23 @@ impl FastPath {
             },
             pins: self.pins(),
             reliable: match self.state {
-                State::Waiting { .. } => None,
+                State::Waiting { .. } if self.waiting.is_none_or(|at| at.elapsed() < UNKNOWN) => {
+                    None
+                }
                 State::Serving { .. } => Some(self.failed_looks < PATIENCE),
-                State::Off(_) | State::Absent { .. } => Some(false),
+                State::Off(_) | State::Absent { .. } | State::Waiting { .. } => Some(false),
             },
         }
     }
 
     fn try_open(&mut self) {
         let opened = match self.underlay {
-            IpAddr::V4(underlay) => open_plane(&self.options).map(|plane| State::Waiting {
-                plane: Box::new(plane),
-                underlay,
+            IpAddr::V4(underlay) => open_plane(&self.options).map(|(plane, flaw)| {
+                self.flaw = flaw;
+                State::Waiting {
+                    plane: Box::new(plane),
+                    underlay,
+                }
             }),
             IpAddr::V6(_) => Err("the underlay is IPv6, which it does not carry".to_owned()),
         };
@@ -189,7 +230,7 @@ impl FastPath {
         });
     }
 
-    fn note(&mut self, surrounded: Result<(), Vec<portolan_ebpf::EbpfError>>) {
+    fn note(&mut self, surrounded: Result<(), Vec<EbpfError>>) {
         let errors: Vec<String> = match surrounded {
             Ok(()) => Vec::new(),
             Err(errors) => errors.iter().map(|e| super::with_causes(e)).collect(),
@@ -246,10 +287,34 @@ fn remove_pins(dir: &Path) -> Result<(), String> {
     EbpfPlane::clean(dir).map_err(|e| super::with_causes(&e))
 }
 
-fn open_plane(options: &OpenOptions) -> Result<EbpfPlane, String> {
+/// The fast path, and what is wrong with it. Where it cannot be opened, what an earlier agent left is removed: its
+/// programs would go on by tables that nobody keeps.
+fn open_plane(options: &OpenOptions) -> Result<(EbpfPlane, Option<String>), String> {
     bpf_fs::prepare(&options.pins).map_err(|e| format!("{e:#}"))?;
-    portolan_ebpf::probe(&options.pins).map_err(|e| e.to_string())?;
-    EbpfPlane::open(options).map_err(|e| super::with_causes(&e))
+    if let Err(unavailable) = portolan_ebpf::probe(&options.pins) {
+        // A build without the programs may follow one that had them.
+        remove_pins(&options.pins)?;
+        return Err(unavailable.to_string());
+    }
+    let opened = match EbpfPlane::open(options) {
+        // Its flows are worth more than the number.
+        Err(error @ EbpfError::Size { present, .. }) => {
+            let kept = OpenOptions {
+                flows: present,
+                ..options.clone()
+            };
+            EbpfPlane::open(&kept).map(|plane| (plane, Some(error.to_string())))
+        }
+        opened => opened.map(|plane| (plane, None)),
+    };
+    opened.map_err(|error| {
+        let reason = super::with_causes(&error);
+        let others = matches!(error, EbpfError::Foreign { .. });
+        match (!others).then(|| remove_pins(&options.pins)) {
+            Some(Err(left)) => format!("{reason}; and what is pinned goes on: {left}"),
+            _ => reason,
+        }
+    })
 }
 
 /// Why frontends are the relay's although the fast path serves.

@@ -201,8 +201,10 @@ impl Worker {
     fn run(mut self, inbox: &mpsc::Receiver<Request>) {
         let mut retry_at: Option<Instant> = None;
         let mut look_at = Instant::now() + LOOK;
+        let mut sweep_at: Option<Instant> = None;
         loop {
-            let next = retry_at.map_or(look_at, |at| at.min(look_at));
+            let dues = [retry_at, sweep_at].into_iter().flatten();
+            let next = dues.fold(look_at, Instant::min);
             let mut next = match inbox.recv_timeout(next.saturating_duration_since(Instant::now()))
             {
                 Ok(request) => Some(request),
@@ -217,6 +219,11 @@ impl Worker {
                         look = true;
                         told.extend(reply);
                     }
+                    Request::TakeDown(reply) => {
+                        look = true;
+                        // Whoever asked may have gone.
+                        drop(reply.send(self.fast.take_down(&mut self.planes)));
+                    }
                     other => self.answer(other),
                 }
             }
@@ -224,7 +231,8 @@ impl Worker {
             self.snapshot = newest.unwrap_or(self.snapshot);
             let mut step = retry_at.is_some_and(|at| at <= Instant::now());
             // Before the frontends: they may lead to nodes and tasks that were not known.
-            if look || fresh || look_at <= Instant::now() {
+            look |= fresh || look_at <= Instant::now();
+            if look {
                 let around = self.overlay.borrow().around.clone();
                 step |= self
                     .fast
@@ -239,7 +247,9 @@ impl Worker {
                 };
                 retry_at = wait.map(|wait| Instant::now() + wait);
             }
-            if fresh || self.standing.borrow().is_some() {
+            sweep_at = self.fast.sweep(&mut self.planes);
+            let begun = fresh || self.standing.borrow().is_some();
+            if begun && (look || step) {
                 self.tell();
             }
             for reply in told {
@@ -252,12 +262,9 @@ impl Worker {
     fn answer(&mut self, request: Request) {
         // An answer that cannot be delivered is one that no one waits for any more.
         match request {
-            Request::Reconcile(_) | Request::Surround(_) => {}
+            Request::Reconcile(_) | Request::Surround(_) | Request::TakeDown(_) => {}
             Request::Stats(reply) => drop(reply.send(self.stats())),
             Request::Flows(filter, reply) => drop(reply.send(self.flows(&filter))),
-            Request::TakeDown(reply) => {
-                drop(reply.send(self.fast.take_down(&mut self.planes)));
-            }
         }
     }
 

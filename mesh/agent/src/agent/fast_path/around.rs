@@ -53,3 +53,47 @@ fn ipv4(ip: &IpAddr) -> Option<Ipv4Addr> {
         IpAddr::V6(_) => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use portolan_model::{Catalog, Node, NodeId, NodeState, Record};
+
+    use super::*;
+
+    #[test]
+    fn peers_are_the_other_nodes_with_the_fast_path_and_an_ipv4_underlay() {
+        let me = NodeId::of_name("n1");
+        let mut catalog = Catalog::new(me);
+        for (name, underlay, fast_path) in [
+            ("n1", "10.77.0.11", true),
+            ("n2", "10.77.0.12", true),
+            ("n3", "10.77.0.13", false),
+            ("n4", "fd77::14", true),
+        ] {
+            let node = Node {
+                name: name.to_owned(),
+                underlay: underlay.parse().unwrap(),
+                state: NodeState::Up,
+                version: String::new(),
+                fast_path,
+            };
+            catalog.set_owner(NodeId::of_name(name), true, [Record::Node(node)]);
+        }
+        let around = Around {
+            outside: BTreeSet::from(["eth0".to_owned()]),
+            own: BTreeSet::from(["10.77.0.11".parse().unwrap(), "fd77::11".parse().unwrap()]),
+            ..Around::default()
+        };
+        let told = surroundings(
+            &around,
+            &catalog.snapshot(true),
+            Ipv4Addr::new(10, 77, 0, 11),
+        );
+        let n2 = (NodeId::of_name("n2"), Ipv4Addr::new(10, 77, 0, 12));
+        assert_eq!(told.peers, BTreeMap::from([n2]));
+        assert_eq!(told.own, BTreeSet::from([Ipv4Addr::new(10, 77, 0, 11)]));
+        assert_eq!(told.outside, around.outside);
+    }
+}

@@ -1,10 +1,12 @@
 use std::net::Ipv4Addr;
 
 use portolan_gossip::Key;
-use portolan_model::{Catalog, Record, Service, ServiceNetwork, Task, TaskId, TaskState, claims};
+use portolan_model::{
+    Catalog, PlaneChoice, Record, Service, ServiceNetwork, Task, TaskId, TaskState, claims,
+};
 
 use super::{
-    testing::{facts, node, task, web},
+    testing::{self, facts, node, task, web},
     *,
 };
 
@@ -145,6 +147,76 @@ fn a_plane_that_cannot_be_read_serves_nothing() {
     facts.planes = None;
     assert!(!facts.status().planes[0].serving);
     assert!(facts.ports().iter().all(|port| port.problem.is_some()));
+}
+
+#[test]
+fn a_fast_path_that_serves_has_its_frontends_and_tells_which_it_has_not() {
+    let mut facts = facts();
+    let frontends: Vec<_> = portolan_plane::frontends(&facts.snapshot)
+        .into_keys()
+        .collect();
+    let fast = &mut facts.planes.as_mut().unwrap().fast;
+    fast.serves = true;
+    fast.standing.served = 2;
+    fast.pins = vec!["v1/flows".to_owned()];
+    fast.left.insert(
+        frontends[1].clone(),
+        "the fast path does not reach web.2".to_owned(),
+    );
+    let status = facts.status();
+    let planes: Vec<_> = status
+        .planes
+        .iter()
+        .map(|p| (p.plane.as_str(), p.serving, p.frontends))
+        .collect();
+    assert_eq!(planes, [("relay", true, 2), ("ebpf", true, 1)]);
+    assert_eq!(status.pins, ["v1/flows"]);
+    let ports: Vec<_> = status
+        .ports
+        .iter()
+        .map(|p| (p.plane.as_str(), p.plane_reason.as_deref()))
+        .collect();
+    assert_eq!(
+        ports,
+        [
+            ("ebpf", None),
+            ("relay", Some("the fast path does not reach web.2"))
+        ]
+    );
+    assert_eq!(status.problems.len(), 1, "{:?}", status.problems);
+}
+
+#[test]
+fn a_fast_path_that_was_asked_for_and_is_not_there_is_a_problem() {
+    let mut facts = facts();
+    let fast = &mut facts.planes.as_mut().unwrap().fast;
+    fast.reason = Some("kernel 5.10 is too old".to_owned());
+    let missing = "plane ebpf: kernel 5.10 is too old".to_owned();
+    // Where it is only preferred, it is no more than said.
+    assert!(!facts.problems().contains(&missing));
+    assert_eq!(facts.status().planes[1].reason, "kernel 5.10 is too old");
+    facts.config = Arc::new(Config {
+        plane: PlaneChoice::Ebpf,
+        ..testing::config()
+    });
+    assert!(facts.problems().contains(&missing));
+}
+
+#[test]
+fn a_frontend_that_only_the_fast_path_can_serve_is_served() {
+    let mut facts = facts();
+    let frontend = portolan_plane::frontends(&facts.snapshot)
+        .into_keys()
+        .next()
+        .unwrap();
+    let planes = facts.planes.as_mut().unwrap();
+    planes
+        .relay
+        .unsupported
+        .insert(frontend, "nft is missing".to_owned());
+    assert_eq!(facts.ports()[0].problem.as_deref(), Some("nft is missing"));
+    facts.planes.as_mut().unwrap().fast.serves = true;
+    assert_eq!(facts.ports()[0].problem, None);
 }
 
 #[test]
