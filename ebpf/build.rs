@@ -1,5 +1,5 @@
-//! Compiles `bpf/fast_path.bpf.c` with clang. Without clang, or where it cannot, the build succeeds and the
-//! object is empty: then the probe of the plane says why.
+//! Compiles the programs in `bpf` with clang. Without clang, or where it cannot, the build succeeds and the
+//! objects are empty: then the probe of the plane says why.
 //!
 //! `CLANG=<path>` overrides; otherwise it is the first of clang, clang-25 .. clang-14 that runs.
 
@@ -9,6 +9,12 @@ use std::{
     process::Command,
 };
 
+/// The objects, each of one file in `bpf`, and the variables that tell the crate where they are.
+const OBJECTS: [(&str, &str); 2] = [
+    ("fast_path", "FAST_PATH_OBJECT"),
+    ("sockets", "SOCKETS_OBJECT"),
+];
+
 fn main() -> io::Result<()> {
     let out = PathBuf::from(env::var_os("OUT_DIR").ok_or(io::ErrorKind::NotFound)?);
     emit("cargo:rerun-if-env-changed=CLANG");
@@ -17,11 +23,17 @@ fn main() -> io::Result<()> {
         out.join("counters.rs"),
         counters(&fs::read_to_string("bpf/counters.h")?),
     )?;
-    let object = out.join("fast_path.bpf.o");
-    let absent = match compile(&object) {
+    let objects =
+        OBJECTS.map(|(name, variable)| (name, variable, out.join(format!("{name}.bpf.o"))));
+    let compiled = objects
+        .iter()
+        .try_for_each(|(name, _, object)| compile(&format!("bpf/{name}.bpf.c"), object));
+    let absent = match compiled {
         Ok(()) => String::new(),
         Err(reason) => {
-            fs::write(&object, [])?;
+            for (_, _, object) in &objects {
+                fs::write(object, [])?;
+            }
             emit(&format!(
                 "cargo:warning=built without the fast path: {reason}"
             ));
@@ -29,10 +41,9 @@ fn main() -> io::Result<()> {
         }
     };
     fs::write(out.join("absent.txt"), absent)?;
-    emit(&format!(
-        "cargo:rustc-env=FAST_PATH_OBJECT={}",
-        object.display()
-    ));
+    for (_, variable, object) in &objects {
+        emit(&format!("cargo:rustc-env={variable}={}", object.display()));
+    }
     emit(&format!(
         "cargo:rustc-env=FAST_PATH_ABSENT={}",
         out.join("absent.txt").display()
@@ -44,7 +55,7 @@ fn main() -> io::Result<()> {
     Ok(())
 }
 
-fn compile(object: &Path) -> Result<(), String> {
+fn compile(source: &str, object: &Path) -> Result<(), String> {
     let clang =
         clang().ok_or("clang was not found (package clang; or set CLANG=/path/to/clang)")?;
     let target = match env::var("CARGO_CFG_TARGET_ENDIAN").as_deref() {
@@ -58,7 +69,7 @@ fn compile(object: &Path) -> Result<(), String> {
         .args(["-ffreestanding", "-nostdlibinc", "-fno-stack-protector"])
         .args(["-Wall", "-Wextra", "-Werror"])
         .arg(format!("-fdebug-prefix-map={here}=."))
-        .args(["-c", "bpf/fast_path.bpf.c", "-o"])
+        .args(["-c", source, "-o"])
         .arg(object)
         .output()
         .map_err(|error| format!("{clang}: {error}"))?;

@@ -21,8 +21,10 @@ typedef __u32 __be32;
 
 #if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
 #define htons(x) ((__u16)__builtin_bswap16(x))
+#define htonl(x) ((__u32)__builtin_bswap32(x))
 #else
 #define htons(x) (x)
+#define htonl(x) (x)
 #endif
 #define ntohs htons
 

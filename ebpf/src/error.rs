@@ -116,6 +116,15 @@ pub enum EbpfError {
         /// The network.
         network: String,
     },
+    /// The programs on sockets could not be attached to the cgroup; what was attached is.
+    #[error("cgroup {}", path.display())]
+    Cgroup {
+        /// The cgroup's directory.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// A map could not be read or written.
     #[error("{0}")]
     Map(#[from] OpError),

@@ -20,6 +20,7 @@ mod netns;
 mod plane;
 mod probe;
 mod reset;
+mod sockets;
 mod surroundings;
 mod trace;
 
@@ -27,12 +28,15 @@ pub use counters::{COUNTERS, Counter};
 pub use error::EbpfError;
 pub use plane::{EbpfPlane, OpenOptions, Swept};
 pub use probe::probe;
+pub use sockets::cgroup2_root;
 pub use surroundings::{Mesh, Surroundings, TaskLink};
 pub use trace::{Ends, Program, Target, TraceEvent, TraceFilter, Tracer, Verdict};
 
 /// The object file with the programs; empty if it could not be compiled.
 pub(crate) static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("FAST_PATH_OBJECT"));
-/// Why the object is empty.
+/// The object file with the programs on sockets; empty if the other one is.
+pub(crate) static SOCKETS: &[u8] = aya::include_bytes_aligned!(env!("SOCKETS_OBJECT"));
+/// Why the objects are empty.
 pub(crate) const ABSENT: &str = include_str!(env!("FAST_PATH_ABSENT"));
 /// The version of the maps' layouts, a part of the path of every pin.
 pub(crate) const ABI: &str = "v1";

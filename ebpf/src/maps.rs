@@ -58,7 +58,7 @@ impl Maps {
     }
 }
 
-fn take<M: TryFrom<Map>>(object: &mut Ebpf, name: &'static str) -> Result<M, EbpfError> {
+pub(crate) fn take<M: TryFrom<Map>>(object: &mut Ebpf, name: &'static str) -> Result<M, EbpfError> {
     let map = object.take_map(name).ok_or(EbpfError::Incomplete(name))?;
     M::try_from(map).map_err(|_| EbpfError::Incomplete(name))
 }

@@ -35,6 +35,7 @@ use crate::{
     maps::{Hash, Maps},
     probe,
     reset::Resets,
+    sockets::{self, Sockets},
 };
 use books::Books;
 pub use open::OpenOptions;
@@ -42,11 +43,14 @@ use served::Served;
 use sweep::Sweep;
 pub use sweep::Swept;
 
+pub(crate) use around::fill;
+
 /// The eBPF plane.
 pub struct EbpfPlane {
     pins: PathBuf,
     object: Ebpf,
     maps: Maps,
+    sockets: Sockets,
     surroundings: Surroundings,
     served: BTreeMap<Frontend, Served>,
     /// The place of each network in the kernel's array, by VNI.
@@ -112,11 +116,21 @@ impl EbpfPlane {
             (FROM_TASK, tasks.collect()),
         ]);
         errors.extend(links::settle(&mut self.object, &self.pins, &wanted));
+        errors.extend(self.sockets.settle(surroundings, &self.pins).err());
         if errors.is_empty() {
             Ok(())
         } else {
             Err(errors)
         }
+    }
+
+    /// Whether processes of the node itself reach tasks without the relay.
+    ///
+    /// # Errors
+    /// They do not, with the reason in the words of a user; all else is as it was.
+    pub fn sockets(&self) -> Result<(), Unavailable> {
+        let lost = self.sockets.lost();
+        lost.map_or(Ok(()), |why| Err(Unavailable(why.to_owned())))
     }
 
     /// Every counter since the maps were made.
@@ -179,8 +193,8 @@ impl EbpfPlane {
             return Ok(());
         }
         // Programs before maps: while one is attached, it has all of them.
-        let links = links::present(&dir);
-        let all = links.into_iter().chain(Self::pins(pins)?);
+        let links = sockets::pins(&dir).into_iter().chain(links::present(&dir));
+        let all = links.chain(Self::pins(pins)?);
         let mut first = Ok(());
         for path in all.filter(|path| path.exists()).collect::<Vec<_>>() {
             if let Err(source) = fs::remove_file(&path)

@@ -2,7 +2,8 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::{Ipv4Addr, Ipv6Addr},
+    path::PathBuf,
 };
 
 use portolan_model::{MacAddress, NetworkName, NodeId};
@@ -17,6 +18,11 @@ pub struct Surroundings {
     pub outside: BTreeSet<String>,
     /// The node's own addresses, those of its overlay included.
     pub own: BTreeSet<Ipv4Addr>,
+    /// Its own IPv6 addresses, by which its processes reach frontends, too.
+    pub own6: BTreeSet<Ipv6Addr>,
+    /// The root of the cgroups, for the programs on sockets ([`crate::cgroup2_root`]); without it processes of the
+    /// node are left to the relay.
+    pub cgroup: Option<PathBuf>,
     /// The other nodes that have the fast path, with their underlay addresses. A frontend with a backend on any
     /// other node is left to the relay.
     pub peers: BTreeMap<NodeId, Ipv4Addr>,

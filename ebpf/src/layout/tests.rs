@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
-use crate::{COUNTERS, OBJECT};
+use crate::{COUNTERS, OBJECT, SOCKETS};
 
 const STRUCT: u32 = 4;
 
@@ -43,9 +43,9 @@ fn section<'a>(elf: &'a [u8], name: &str) -> &'a [u8] {
         .unwrap()
 }
 
-/// The structs by name: size, and fields with their offsets, in bytes.
-fn structs() -> BTreeMap<String, (usize, Vec<(String, usize)>)> {
-    let raw = section(OBJECT, ".BTF");
+/// The structs of an object by name: size, and fields with their offsets, in bytes.
+fn structs(object: &[u8]) -> BTreeMap<String, (usize, Vec<(String, usize)>)> {
+    let raw = section(object, ".BTF");
     let header = u32_at(raw, 4) as usize;
     let types = &raw[header + u32_at(raw, 8) as usize..][..u32_at(raw, 12) as usize];
     let strings = &raw[header + u32_at(raw, 16) as usize..];
@@ -87,7 +87,14 @@ fn structs() -> BTreeMap<String, (usize, Vec<(String, usize)>)> {
 
 #[test]
 fn rust_and_c_agree_on_every_map() {
-    let structs = structs();
+    let mut structs = structs(OBJECT);
+    for (name, layout) in self::structs(SOCKETS) {
+        // What both objects have is one and the same map.
+        let first = structs
+            .entry(name.clone())
+            .or_insert_with(|| layout.clone());
+        assert_eq!(*first, layout, "{name} of the two objects");
+    }
     for (name, size, fields) in all() {
         let (c_size, c_fields) = structs
             .get(name)

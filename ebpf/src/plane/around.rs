@@ -201,7 +201,7 @@ fn macs(task: &TaskLink) -> [u8; 12] {
 }
 
 /// Makes a map hold just this, the additions first; tells whether that changed anything.
-fn fill<K: aya::Pod + Ord, V: aya::Pod + PartialEq>(
+pub(crate) fn fill<K: aya::Pod + Ord, V: aya::Pod + PartialEq>(
     map: &mut Hash<K, V>,
     wanted: &BTreeMap<K, V>,
     what: &str,

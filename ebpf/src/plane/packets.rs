@@ -122,6 +122,7 @@ impl Rig {
                     gateway_mac: mac(2),
                 },
             )]),
+            ..Surroundings::default()
         };
         plane.write_surroundings().unwrap();
         Self { plane }

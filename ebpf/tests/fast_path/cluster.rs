@@ -239,6 +239,7 @@ impl Cluster {
                 own: BTreeSet::from([underlay]),
                 peers,
                 tasks: BTreeMap::new(),
+                ..Surroundings::default()
             };
             inside.surround();
             Ok(())

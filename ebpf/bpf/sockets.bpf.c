@@ -1,0 +1,327 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/* The way from processes of the node itself to tasks. A process that dials a frontend, by the loopback, an own address
+ * of the node or a virtual address, is connected straight to a task: the address is changed in the system call, and no
+ * packet is ever rewritten. What the process asks about its peer, and where its datagrams come from, it is told in the
+ * words in which it dialled.
+ *
+ * A socket cannot be moved once it is connected. A connection that would need a second try is therefore the relay's
+ * (no backend that answers for sure), and so are connected datagram sockets: when their backend goes, the relay sends
+ * what they send to another one, at once. Datagrams that are sent to an address have their backend chosen here. */
+#include "sockets.h"
+
+/* After this long without a datagram the next one is a new flow; as in flow.h. */
+#define IDLE 60000000000ull
+/* How many turns one socket takes. */
+#define TRIES 8
+
+#define LOOPBACK htonl(0x7f000000)
+#define LOOPBACK_MASK htonl(0xff000000)
+#define MAPPED htonl(0xffff)
+
+/* Programs on sockets can be interrupted by those on packets, which write the same counters of a CPU. */
+static __always_inline void tally(enum counter which)
+{
+	__u32 key = which;
+	__u64 *counter = bpf_map_lookup_elem(&counters, &key);
+	if (counter)
+		__sync_fetch_and_add(counter, 1);
+}
+
+static __always_inline int is_host(struct bpf_sock_addr *ctx)
+{
+	__u32 key = 0;
+	struct host *of = bpf_map_lookup_elem(&host, &key);
+	return of && of->netns && of->netns == bpf_get_netns_cookie(ctx);
+}
+
+/* Whether the socket may be given another way than it would take by itself. */
+static __always_inline int is_bound(struct bpf_sock_addr *ctx)
+{
+	struct bpf_sock *sk = ctx->sk;
+	return sk && (sk->bound_dev_if || sk->src_ip4);
+}
+
+/* The frontend of an address that a process dials; 0 is any address of the node. */
+static __always_inline struct frontend *dialled_frontend(__be32 ip, __be16 port, __u8 proto)
+{
+	/* A virtual address takes every port. */
+	struct frontend_key key = {.ip = ip, .proto = proto};
+	struct frontend *frontend = bpf_map_lookup_elem(&frontends, &key);
+	if (frontend && ip)
+		return frontend;
+	if (!port || (ip && (ip & LOOPBACK_MASK) != LOOPBACK && !bpf_map_lookup_elem(&own, &ip)))
+		return 0;
+	key.port = port;
+	frontend = bpf_map_lookup_elem(&frontends, &key);
+	if (frontend)
+		return frontend;
+	key.ip = 0;
+	return bpf_map_lookup_elem(&frontends, &key);
+}
+
+/* Where a socket is sent to. */
+struct target {
+	__be32 ip;
+	__be16 port;
+	__u32 index, generation;
+};
+
+/* Takes the next turn of round robin, of the tickets that packets take too. A backend that lately did not answer gets
+ * none. */
+static __always_inline int take_turn(const struct frontend *frontend, __be16 port, struct target *to)
+{
+	__u32 id = frontend->id;
+	__u32 *tickets_of = bpf_map_lookup_elem(&tickets, &id);
+	__u32 slots_of = frontend->slots;
+	if (!tickets_of || !slots_of)
+		return 0;
+	struct slot_key key = {frontend->id, frontend->generation, __sync_fetch_and_add(tickets_of, 1) % slots_of};
+	__u32 *index = bpf_map_lookup_elem(&slots, &key);
+	if (!index)
+		return 0;
+	to->index = *index;
+	struct backend *backend = bpf_map_lookup_elem(&backends, &to->index);
+	if (!backend || backend->passed_over > bpf_ktime_get_coarse_ns())
+		return 0;
+	to->ip = backend->ip;
+	to->port = backend->port ? backend->port : port;
+	to->generation = backend->generation;
+	return 1;
+}
+
+static __always_inline void book_flow(__u32 index)
+{
+	struct backend_counters *counters = bpf_map_lookup_elem(&backend_stats, &index);
+	if (counters)
+		__sync_fetch_and_add(&counters->flows, 1);
+	tally(SOCKET_FLOW);
+}
+
+/* Gives a connection its backend. */
+static __always_inline int connect(struct bpf_sock_addr *ctx, const struct frontend *frontend, struct dialled *dialled, struct target *to)
+{
+	for (int i = 0; i < TRIES; i++) {
+		if (!take_turn(frontend, dialled->port, to))
+			continue;
+		struct socket_key key = {.cookie = bpf_get_socket_cookie(ctx), .ip = to->ip, .port = to->port};
+		/* Without the entry the process sees the task as its peer, which is better than no connection. */
+		bpf_map_update_elem(&tcp_dialled, &key, dialled, BPF_ANY);
+		book_flow(to->index);
+		return 1;
+	}
+	tally(SOCKET_TO_RELAY_NO_BACKEND);
+	return 0;
+}
+
+SEC("cgroup/connect4")
+int connect4(struct bpf_sock_addr *ctx)
+{
+	if (ctx->type != SOCK_STREAM || ctx->protocol != IPPROTO_TCP || !is_host(ctx))
+		return ALLOW;
+	struct dialled dialled = {.ip = {0, 0, MAPPED, ctx->user_ip4}, .port = ctx->user_port};
+	struct frontend *frontend = dialled_frontend(dialled.ip[3], dialled.port, IPPROTO_TCP);
+	if (!frontend)
+		return ALLOW;
+	if (is_bound(ctx)) {
+		tally(SOCKET_TO_RELAY_BOUND);
+		return ALLOW;
+	}
+	struct target to = {};
+	if (connect(ctx, frontend, &dialled, &to)) {
+		ctx->user_ip4 = to.ip;
+		ctx->user_port = to.port;
+	}
+	return ALLOW;
+}
+
+/* Whether a TCP socket of IPv6 takes no IPv4. */
+static __always_inline int is_v6only(struct bpf_sock_addr *ctx)
+{
+	struct sock *sk = bpf_skc_to_tcp6_sock(ctx->sk);
+	if (!sk)
+		return 1;
+	const unsigned char *byte = (const void *)sk + __builtin_preserve_field_info(sk->__sk_common.skc_ipv6only, FIELD_BYTE_OFFSET);
+	__u64 bits = *byte;
+	bits <<= __builtin_preserve_field_info(sk->__sk_common.skc_ipv6only, FIELD_LSHIFT_U64);
+	return bits >> __builtin_preserve_field_info(sk->__sk_common.skc_ipv6only, FIELD_RSHIFT_U64);
+}
+
+static __always_inline struct frontend *dialled_frontend6(const struct dialled *dialled)
+{
+	const __be32 *ip = dialled->ip;
+	if (!ip[0] && !ip[1] && ip[2] == MAPPED)
+		return dialled_frontend(ip[3], dialled->port, IPPROTO_TCP);
+	struct address6 address = {{ip[0], ip[1], ip[2], ip[3]}};
+	int loopback = !ip[0] && !ip[1] && !ip[2] && (!ip[3] || ip[3] == htonl(1));
+	return loopback || bpf_map_lookup_elem(&own6, &address) ? dialled_frontend(0, dialled->port, IPPROTO_TCP) : 0;
+}
+
+/* To a task, which has IPv4, by an IPv6 socket: the kernel takes a mapped address for IPv4. */
+SEC("cgroup/connect6")
+int connect6(struct bpf_sock_addr *ctx)
+{
+	if (ctx->type != SOCK_STREAM || ctx->protocol != IPPROTO_TCP || !is_host(ctx))
+		return ALLOW;
+	struct dialled dialled = {
+		.ip = {ctx->user_ip6[0], ctx->user_ip6[1], ctx->user_ip6[2], ctx->user_ip6[3]},
+		.port = ctx->user_port,
+	};
+	struct frontend *frontend = dialled_frontend6(&dialled);
+	if (!frontend)
+		return ALLOW;
+	if (is_bound(ctx) || is_v6only(ctx)) {
+		tally(SOCKET_TO_RELAY_BOUND);
+		return ALLOW;
+	}
+	struct target to = {};
+	if (connect(ctx, frontend, &dialled, &to)) {
+		ctx->user_ip6[0] = 0;
+		ctx->user_ip6[1] = 0;
+		ctx->user_ip6[2] = MAPPED;
+		ctx->user_ip6[3] = to.ip;
+		ctx->user_port = to.port;
+	}
+	return ALLOW;
+}
+
+SEC("cgroup/getpeername4")
+int getpeername4(struct bpf_sock_addr *ctx)
+{
+	if (ctx->type != SOCK_STREAM || !is_host(ctx))
+		return ALLOW;
+	struct socket_key key = {.cookie = bpf_get_socket_cookie(ctx), .ip = ctx->user_ip4, .port = ctx->user_port};
+	struct dialled *dialled = bpf_map_lookup_elem(&tcp_dialled, &key);
+	if (dialled) {
+		ctx->user_ip4 = dialled->ip[3];
+		ctx->user_port = dialled->port;
+	}
+	return ALLOW;
+}
+
+/* What an IPv6 socket dialled, in place of the mapped address of a backend. */
+static __always_inline int restore6(struct bpf_sock_addr *ctx, void *map)
+{
+	if (ctx->user_ip6[2] != MAPPED || !is_host(ctx))
+		return ALLOW;
+	struct socket_key key = {.cookie = bpf_get_socket_cookie(ctx), .ip = ctx->user_ip6[3], .port = ctx->user_port};
+	struct dialled *dialled = bpf_map_lookup_elem(map, &key);
+	if (dialled) {
+		ctx->user_ip6[0] = dialled->ip[0];
+		ctx->user_ip6[1] = dialled->ip[1];
+		ctx->user_ip6[2] = dialled->ip[2];
+		ctx->user_ip6[3] = dialled->ip[3];
+		ctx->user_port = dialled->port;
+	}
+	return ALLOW;
+}
+
+SEC("cgroup/getpeername6")
+int getpeername6(struct bpf_sock_addr *ctx)
+{
+	return ctx->type == SOCK_STREAM ? restore6(ctx, &tcp_dialled) : ALLOW;
+}
+
+/* The backend of an earlier datagram to the same address, as long as it takes flows. */
+static __always_inline int same_as_before(const struct frontend *frontend, struct chosen *chosen, __u64 now, __be16 port, struct target *to)
+{
+	struct backend *backend = bpf_map_lookup_elem(&backends, &chosen->backend);
+	if (!backend || backend->generation != chosen->generation || now - chosen->seen > IDLE)
+		return 0;
+	(void)frontend;
+	to->ip = backend->ip;
+	to->port = backend->port ? backend->port : port;
+	chosen->seen = now;
+	return 1;
+}
+
+/* Keeps what a socket dialled to reach a backend, unless it reaches it by another address already: then no one could
+ * tell to which of the two a reply belongs. */
+static __always_inline int remember(const struct socket_key *to_backend, const struct dialled *dialled)
+{
+	if (!bpf_map_update_elem(&udp_dialled, to_backend, dialled, BPF_NOEXIST))
+		return 1;
+	struct dialled *old = bpf_map_lookup_elem(&udp_dialled, to_backend);
+	if (old && old->ip[3] == dialled->ip[3] && old->port == dialled->port)
+		return 1;
+	if (old) {
+		struct socket_key by = {.cookie = to_backend->cookie, .ip = old->ip[3], .port = old->port};
+		struct chosen *chosen = bpf_map_lookup_elem(&udp_chosen, &by);
+		struct backend *backend = chosen ? bpf_map_lookup_elem(&backends, &chosen->backend) : 0;
+		if (backend && backend->generation == chosen->generation && backend->ip == to_backend->ip &&
+		    (backend->port ? backend->port : old->port) == to_backend->port)
+			return 0;
+	}
+	return !bpf_map_update_elem(&udp_dialled, to_backend, dialled, BPF_ANY);
+}
+
+/* An IPv6 socket that sends to a mapped address comes by here, too. To any other address it has the relay: the kernel
+ * refuses to have that mapped. */
+SEC("cgroup/sendmsg4")
+int sendmsg4(struct bpf_sock_addr *ctx)
+{
+	if (ctx->type != SOCK_DGRAM || ctx->protocol != IPPROTO_UDP || !is_host(ctx))
+		return ALLOW;
+	struct dialled dialled = {.ip = {0, 0, MAPPED, ctx->user_ip4}, .port = ctx->user_port};
+	struct frontend *frontend = dialled_frontend(dialled.ip[3], dialled.port, IPPROTO_UDP);
+	if (!frontend)
+		return ALLOW;
+	/* The source may be of the socket or of this one datagram. */
+	if (is_bound(ctx) || ctx->msg_src_ip4) {
+		tally(SOCKET_TO_RELAY_BOUND);
+		return ALLOW;
+	}
+	__u64 now = bpf_ktime_get_coarse_ns();
+	struct target to = {};
+	struct socket_key by = {.cookie = bpf_get_socket_cookie(ctx), .ip = dialled.ip[3], .port = dialled.port};
+	struct socket_key at = {.cookie = by.cookie};
+	struct chosen *chosen = bpf_map_lookup_elem(&udp_chosen, &by);
+	if (chosen && same_as_before(frontend, chosen, now, dialled.port, &to)) {
+		at.ip = to.ip;
+		at.port = to.port;
+		/* Again, as the kernel may have forgotten it, and so that it forgets others first. */
+		if (remember(&at, &dialled)) {
+			ctx->user_ip4 = to.ip;
+			ctx->user_port = to.port;
+			return ALLOW;
+		}
+	}
+	for (int i = 0; i < TRIES; i++) {
+		if (!take_turn(frontend, dialled.port, &to))
+			continue;
+		at.ip = to.ip;
+		at.port = to.port;
+		if (!remember(&at, &dialled))
+			continue;
+		struct chosen now_chosen = {.seen = now, .backend = to.index, .generation = to.generation};
+		if (bpf_map_update_elem(&udp_chosen, &by, &now_chosen, BPF_ANY))
+			break;
+		book_flow(to.index);
+		ctx->user_ip4 = to.ip;
+		ctx->user_port = to.port;
+		return ALLOW;
+	}
+	tally(SOCKET_TO_RELAY_NO_BACKEND);
+	return ALLOW;
+}
+
+SEC("cgroup/recvmsg4")
+int recvmsg4(struct bpf_sock_addr *ctx)
+{
+	if (!is_host(ctx))
+		return ALLOW;
+	struct socket_key key = {.cookie = bpf_get_socket_cookie(ctx), .ip = ctx->user_ip4, .port = ctx->user_port};
+	struct dialled *dialled = bpf_map_lookup_elem(&udp_dialled, &key);
+	if (dialled) {
+		ctx->user_ip4 = dialled->ip[3];
+		ctx->user_port = dialled->port;
+	}
+	return ALLOW;
+}
+
+SEC("cgroup/recvmsg6")
+int recvmsg6(struct bpf_sock_addr *ctx)
+{
+	return restore6(ctx, &udp_dialled);
+}
+
+char licence[] SEC("license") = "Dual BSD/GPL";

@@ -1,0 +1,97 @@
+//! The way from processes of the node itself to tasks: programs on the calls of sockets, attached to the root of the
+//! cgroups (`bpf/sockets.bpf.c` says how). They choose from the same maps as the programs on packets.
+
+mod cgroup;
+mod links;
+mod query;
+
+use std::{collections::BTreeMap, error::Error, net::Ipv6Addr, path::Path};
+
+use aya::{Ebpf, EbpfLoader};
+
+use crate::{
+    EbpfError, SOCKETS,
+    maps::{self, Hash},
+    plane::fill,
+    surroundings::Surroundings,
+};
+
+pub use cgroup::cgroup2_root;
+pub(crate) use links::pins;
+
+/// The programs on sockets, and how they are.
+#[derive(Default)]
+pub(crate) struct Sockets {
+    /// From the first time that they are wanted.
+    loaded: Option<Loaded>,
+    lost: Option<String>,
+}
+
+struct Loaded {
+    object: Ebpf,
+    own: Hash<[u8; 16], u32>,
+}
+
+impl Sockets {
+    /// Has the programs on the cgroup of the surroundings, or on none. `pins` has the maps and the links.
+    pub(crate) fn settle(&mut self, around: &Surroundings, pins: &Path) -> Result<(), EbpfError> {
+        let Some(cgroup) = &around.cgroup else {
+            self.loaded = None;
+            self.lost = Some("there is no cgroup to attach to".into());
+            return links::detach(pins);
+        };
+        let done = self.attach(cgroup, &around.own6, pins);
+        self.lost = done.as_ref().err().map(reason);
+        done
+    }
+
+    /// Why processes of the node are left to the relay; `None` if they are not.
+    pub(crate) fn lost(&self) -> Option<&str> {
+        self.lost.as_deref()
+    }
+
+    fn attach<'a>(
+        &mut self,
+        cgroup: &Path,
+        own: impl IntoIterator<Item = &'a Ipv6Addr>,
+        pins: &Path,
+    ) -> Result<(), EbpfError> {
+        let loaded = match self.loaded.take() {
+            Some(loaded) => loaded,
+            None => Loaded::new(pins)?,
+        };
+        let loaded = self.loaded.insert(loaded);
+        let own: BTreeMap<_, _> = own.into_iter().map(|ip| (ip.octets(), 1)).collect();
+        fill(&mut loaded.own, &own, "own IPv6 addresses")?;
+        links::attach(&mut loaded.object, cgroup, pins)
+    }
+}
+
+impl Loaded {
+    /// Loads the programs. The maps say to which network namespace they belong.
+    fn new(pins: &Path) -> Result<Self, EbpfError> {
+        let mut object = EbpfLoader::new()
+            .default_map_pin_directory(pins)
+            .load(SOCKETS)
+            .map_err(EbpfError::Load)?;
+        for (hook, _) in links::HOOKS {
+            let program = links::program(&mut object, hook)?;
+            program
+                .load()
+                .map_err(|source| links::refused("load", hook, source))?;
+        }
+        let own = maps::take(&mut object, "own6")?;
+        Ok(Self { object, own })
+    }
+}
+
+/// An error with its causes.
+fn reason(error: &EbpfError) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
