@@ -89,7 +89,7 @@ struct backend {
 	__u64 answered;	   /* when it last answered a flow for the first time */
 	__be32 ip;
 	__be16 port; /* 0 is the one dialled */
-	__u16 pad;
+	__u16 draining; /* it keeps the flows that it has */
 	__u32 node; /* host order; 0 is this one, ROUTED another one */
 	__u32 ifindex;
 	__u8 macs[12];

@@ -15,6 +15,7 @@
 #define TRIES 8
 
 #define LOOPBACK htonl(0x7f000000)
+#define LOCALHOST htonl(0x7f000001)
 #define LOOPBACK_MASK htonl(0xff000000)
 #define MAPPED htonl(0xffff)
 
@@ -118,7 +119,8 @@ int connect4(struct bpf_sock_addr *ctx)
 {
 	if (ctx->type != SOCK_STREAM || ctx->protocol != IPPROTO_TCP || !is_host(ctx))
 		return ALLOW;
-	struct dialled dialled = {.ip = {0, 0, MAPPED, ctx->user_ip4}, .port = ctx->user_port};
+	/* No address is the loopback, to the kernel as well. */
+	struct dialled dialled = {.ip = {0, 0, MAPPED, ctx->user_ip4 ? ctx->user_ip4 : LOCALHOST}, .port = ctx->user_port};
 	struct frontend *frontend = dialled_frontend(dialled.ip[3], dialled.port, IPPROTO_TCP);
 	if (!frontend)
 		return ALLOW;
@@ -146,13 +148,15 @@ static __always_inline int is_v6only(struct bpf_sock_addr *ctx)
 	return bits >> __builtin_preserve_field_info(sk->__sk_common.skc_ipv6only, FIELD_RSHIFT_U64);
 }
 
-static __always_inline struct frontend *dialled_frontend6(const struct dialled *dialled)
+static __always_inline struct frontend *dialled_frontend6(struct dialled *dialled)
 {
-	const __be32 *ip = dialled->ip;
+	__be32 *ip = dialled->ip;
 	if (!ip[0] && !ip[1] && ip[2] == MAPPED)
 		return dialled_frontend(ip[3], dialled->port, IPPROTO_TCP);
+	if (!ip[0] && !ip[1] && !ip[2] && !ip[3])
+		ip[3] = htonl(1);
 	struct address6 address = {{ip[0], ip[1], ip[2], ip[3]}};
-	int loopback = !ip[0] && !ip[1] && !ip[2] && (!ip[3] || ip[3] == htonl(1));
+	int loopback = !ip[0] && !ip[1] && !ip[2] && ip[3] == htonl(1);
 	return loopback || bpf_map_lookup_elem(&own6, &address) ? dialled_frontend(0, dialled->port, IPPROTO_TCP) : 0;
 }
 
@@ -222,12 +226,11 @@ int getpeername6(struct bpf_sock_addr *ctx)
 }
 
 /* The backend of an earlier datagram to the same address, as long as it takes flows. */
-static __always_inline int same_as_before(const struct frontend *frontend, struct chosen *chosen, __u64 now, __be16 port, struct target *to)
+static __always_inline int same_as_before(struct chosen *chosen, __u64 now, __be16 port, struct target *to)
 {
 	struct backend *backend = bpf_map_lookup_elem(&backends, &chosen->backend);
-	if (!backend || backend->generation != chosen->generation || now - chosen->seen > IDLE)
+	if (!backend || backend->generation != chosen->generation || backend->draining || now - chosen->seen > IDLE)
 		return 0;
-	(void)frontend;
 	to->ip = backend->ip;
 	to->port = backend->port ? backend->port : port;
 	chosen->seen = now;
@@ -261,7 +264,7 @@ int sendmsg4(struct bpf_sock_addr *ctx)
 {
 	if (ctx->type != SOCK_DGRAM || ctx->protocol != IPPROTO_UDP || !is_host(ctx))
 		return ALLOW;
-	struct dialled dialled = {.ip = {0, 0, MAPPED, ctx->user_ip4}, .port = ctx->user_port};
+	struct dialled dialled = {.ip = {0, 0, MAPPED, ctx->user_ip4 ? ctx->user_ip4 : LOCALHOST}, .port = ctx->user_port};
 	struct frontend *frontend = dialled_frontend(dialled.ip[3], dialled.port, IPPROTO_UDP);
 	if (!frontend)
 		return ALLOW;
@@ -275,7 +278,7 @@ int sendmsg4(struct bpf_sock_addr *ctx)
 	struct socket_key by = {.cookie = bpf_get_socket_cookie(ctx), .ip = dialled.ip[3], .port = dialled.port};
 	struct socket_key at = {.cookie = by.cookie};
 	struct chosen *chosen = bpf_map_lookup_elem(&udp_chosen, &by);
-	if (chosen && same_as_before(frontend, chosen, now, dialled.port, &to)) {
+	if (chosen && same_as_before(chosen, now, dialled.port, &to)) {
 		at.ip = to.ip;
 		at.port = to.port;
 		/* Again, as the kernel may have forgotten it, and so that it forgets others first. */

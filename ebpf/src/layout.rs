@@ -104,7 +104,7 @@ layouts! {
         answered: u64,
         ip: [u8; 4],
         port: [u8; 2],
-        pad: u16,
+        draining: u16,
         node: u32,
         ifindex: u32,
         macs: [u8; 12],

@@ -133,6 +133,11 @@ impl EbpfPlane {
         lost.map_or(Ok(()), |why| Err(Unavailable(why.to_owned())))
     }
 
+    #[cfg(test)]
+    pub(crate) fn maps(&mut self) -> &mut Maps {
+        &mut self.maps
+    }
+
     /// Every counter since the maps were made.
     ///
     /// # Errors

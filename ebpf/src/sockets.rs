@@ -95,3 +95,6 @@ fn reason(error: &EbpfError) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests;

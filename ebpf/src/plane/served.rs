@@ -249,6 +249,7 @@ impl EbpfPlane {
         let value = BackendValue {
             ip: ip.octets(),
             port: backend.port.to_be_bytes(),
+            draining: (!takes_flows(backend)).into(),
             node: place.node,
             network: place.network,
             ifindex: place.ifindex,
