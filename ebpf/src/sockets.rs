@@ -37,7 +37,10 @@ impl Sockets {
     pub(crate) fn settle(&mut self, around: &Surroundings, pins: &Path) -> Result<(), EbpfError> {
         let Some(cgroup) = &around.cgroup else {
             self.loaded = None;
-            self.lost = Some("there is no cgroup to attach to".into());
+            self.lost = Some(
+                "no cgroup2 is mounted to attach to: mount -t cgroup2 none /sys/fs/cgroup/unified"
+                    .into(),
+            );
             return links::detach(pins);
         };
         let done = self.attach(cgroup, &around.own6, pins);

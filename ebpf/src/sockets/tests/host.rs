@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     net::{Ipv4Addr, TcpListener, UdpSocket},
-    path::{Path, PathBuf},
+    path::Path,
     process::Command,
     sync::Arc,
     thread,
@@ -29,7 +29,6 @@ pub(super) const OWN6: &str = "fd00::11";
 
 pub(super) struct Host {
     pub(super) plane: EbpfPlane,
-    pub(super) pins: PathBuf,
     pub(super) around: Surroundings,
 }
 
@@ -105,7 +104,6 @@ impl Host {
         };
         let mut host = Self {
             plane: EbpfPlane::open(pins).unwrap(),
-            pins: pins.to_owned(),
             around,
         };
         host.surround();
