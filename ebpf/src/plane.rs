@@ -116,7 +116,8 @@ impl EbpfPlane {
             (FROM_TASK, tasks.collect()),
         ]);
         errors.extend(links::settle(&mut self.object, &self.pins, &wanted));
-        errors.extend(self.sockets.settle(surroundings, &self.pins).err());
+        // Without them the relay has the node's own processes, as `sockets` tells; all else is whole.
+        self.sockets.settle(surroundings, &self.pins);
         if errors.is_empty() {
             Ok(())
         } else {
@@ -124,10 +125,10 @@ impl EbpfPlane {
         }
     }
 
-    /// Whether processes of the node itself reach tasks without the relay.
+    /// Whether processes of the node itself reach tasks without the relay, since the last [`Self::surround`].
     ///
     /// # Errors
-    /// They do not, with the reason in the words of a user; all else is as it was.
+    /// They do not, with the reason in the words of a user; all else works as it does with them.
     pub fn sockets(&self) -> Result<(), Unavailable> {
         let lost = self.sockets.lost();
         lost.map_or(Ok(()), |why| Err(Unavailable(why.to_owned())))

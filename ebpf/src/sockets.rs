@@ -19,6 +19,8 @@ use crate::{
 pub use cgroup::cgroup2_root;
 pub(crate) use links::pins;
 
+const NO_CGROUP: &str = "no cgroup2 is mounted: mount -t cgroup2 cgroup2 /sys/fs/cgroup/unified";
+
 /// The programs on sockets, and how they are.
 #[derive(Default)]
 pub(crate) struct Sockets {
@@ -34,23 +36,26 @@ struct Loaded {
 
 impl Sockets {
     /// Has the programs on the cgroup of the surroundings, or on none. `pins` has the maps and the links.
-    pub(crate) fn settle(&mut self, around: &Surroundings, pins: &Path) -> Result<(), EbpfError> {
-        let Some(cgroup) = &around.cgroup else {
-            self.loaded = None;
-            self.lost = Some(
-                "no cgroup2 is mounted to attach to: mount -t cgroup2 none /sys/fs/cgroup/unified"
-                    .into(),
-            );
-            return links::detach(pins);
+    pub(crate) fn settle(&mut self, around: &Surroundings, pins: &Path) {
+        let done = match &around.cgroup {
+            Some(cgroup) => self.attach(cgroup, &around.own6, pins),
+            None => self.detach(pins),
         };
-        let done = self.attach(cgroup, &around.own6, pins);
-        self.lost = done.as_ref().err().map(reason);
-        done
+        self.lost = match done {
+            Err(error) => Some(reason(&error)),
+            Ok(()) if around.cgroup.is_none() => Some(NO_CGROUP.into()),
+            Ok(()) => None,
+        };
     }
 
     /// Why processes of the node are left to the relay; `None` if they are not.
     pub(crate) fn lost(&self) -> Option<&str> {
         self.lost.as_deref()
+    }
+
+    fn detach(&mut self, pins: &Path) -> Result<(), EbpfError> {
+        self.loaded = None;
+        links::detach(pins)
     }
 
     fn attach<'a>(

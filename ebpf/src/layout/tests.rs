@@ -88,7 +88,8 @@ fn structs(object: &[u8]) -> BTreeMap<String, (usize, Vec<(String, usize)>)> {
 #[test]
 fn rust_and_c_agree_on_every_map() {
     let mut structs = structs(OBJECT);
-    for (name, layout) in self::structs(SOCKETS) {
+    let named = |(name, _): &(String, _)| !name.is_empty();
+    for (name, layout) in self::structs(SOCKETS).into_iter().filter(named) {
         // What both objects have is one and the same map.
         let first = structs
             .entry(name.clone())

@@ -16,7 +16,7 @@ const MOST: usize = 64;
 struct Query {
     target_fd: u32,
     attach_type: u32,
-    query_flags: u32,
+    flags: u32,
     attach_flags: u32,
     prog_ids: u64,
     prog_cnt: u32,

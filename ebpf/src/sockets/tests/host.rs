@@ -19,7 +19,7 @@ use rustix::{
 };
 
 use super::PORT;
-use crate::{EbpfPlane, Mesh, Surroundings, TaskLink};
+use crate::{EbpfPlane, Mesh, OpenOptions, Surroundings, TaskLink};
 
 pub(super) const TASKS: [Ipv4Addr; 2] =
     [Ipv4Addr::new(10, 208, 1, 2), Ipv4Addr::new(10, 208, 1, 3)];
@@ -103,7 +103,11 @@ impl Host {
             ..Surroundings::default()
         };
         let mut host = Self {
-            plane: EbpfPlane::open(pins).unwrap(),
+            plane: EbpfPlane::open(&OpenOptions {
+                pins: pins.to_owned(),
+                flows: 1024,
+            })
+            .unwrap(),
             around,
         };
         host.surround();

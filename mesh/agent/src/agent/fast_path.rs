@@ -37,6 +37,8 @@ pub(super) struct FastStanding {
     pub standing: Standing,
     /// Which frontends are the relay's although it serves, and why.
     pub left: BTreeMap<Frontend, String>,
+    /// Why processes of the node itself are the relay's although it serves.
+    pub sockets: Option<String>,
     /// What is pinned, by name.
     pub pins: Vec<String>,
     /// Whether others may rely on it; `None` until that is known.
@@ -195,6 +197,10 @@ impl FastPath {
             } else {
                 BTreeMap::new()
             },
+            sockets: planes
+                .fast()
+                .and_then(|plane| plane.sockets().err())
+                .map(|why| why.0),
             pins: self.pins(),
             reliable: match self.state {
                 State::Waiting { .. } if self.waiting.is_none_or(|at| at.elapsed() < UNKNOWN) => {

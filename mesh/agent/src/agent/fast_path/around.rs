@@ -1,6 +1,6 @@
 //! What the fast path has to be told, from what the overlay sees of this node and the catalog knows of others.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use portolan_ebpf::{Mesh, Surroundings, TaskLink};
 use portolan_model::Snapshot;
@@ -42,8 +42,17 @@ pub(super) fn surroundings(
         networks: networks.collect(),
         outside: around.outside.clone(),
         own: around.own.iter().filter_map(ipv4).collect(),
+        own6: around.own.iter().filter_map(ipv6).collect(),
+        cgroup: portolan_ebpf::cgroup2_root(),
         peers: peers.collect(),
         tasks: tasks.collect(),
+    }
+}
+
+fn ipv6(ip: &IpAddr) -> Option<Ipv6Addr> {
+    match ip {
+        IpAddr::V6(ip) => Some(*ip),
+        IpAddr::V4(_) => None,
     }
 }
 

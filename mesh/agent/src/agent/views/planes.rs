@@ -81,10 +81,14 @@ impl Facts {
             PlaneChoice::Ebpf => "asked for",
             PlaneChoice::Auto | PlaneChoice::Relay => "it works here",
         };
+        let chosen = match &fast.sockets {
+            Some(why) => format!("{chosen}; processes of this node are the relay's: {why}"),
+            None => chosen.to_owned(),
+        };
         let ebpf = PlaneRow {
             plane: PlaneKind::Ebpf.to_string(),
             serving: fast.serves,
-            reason: fast.reason.clone().unwrap_or_else(|| chosen.to_owned()),
+            reason: fast.reason.clone().unwrap_or(chosen),
             frontends: fast.carried(),
         };
         vec![relay, ebpf]
