@@ -5,6 +5,9 @@
 //! way of `DataPlane`, and with what is around the node by [`EbpfPlane::surround`]. Programs and maps are pinned: they
 //! go on without an agent, and the next one adopts them.
 //!
+//! Processes of the node itself are connected to tasks at the socket, by programs on the root of the cgroups
+//! (`bpf/sockets.bpf.c`); a task sees the node's gateway address on its network as theirs.
+//!
 //! What it does not carry is the relay's, which holds the listeners: IPv6, virtual addresses, the PROXY protocol,
 //! balancing other than round robin.
 //!
