@@ -182,6 +182,9 @@ MAP(BPF_MAP_TYPE_ARRAY, backends, __u32, struct backend, MAX_BACKENDS);
 MAP(BPF_MAP_TYPE_PERCPU_ARRAY, backend_stats, __u32, struct backend_counters, MAX_BACKENDS);
 /* The agent says how many. */
 MAP(BPF_MAP_TYPE_LRU_HASH, flows, struct tuple, struct flow, 524288);
+/* The node's own addresses, and what else they are. */
+#define OWN 1
+#define OWN_GATEWAY 2
 MAP(BPF_MAP_TYPE_HASH, own, __be32, __u32, 1024);
 MAP(BPF_MAP_TYPE_HASH, peers, __u32, __u32, 4096);
 MAP(BPF_MAP_TYPE_HASH, tasks, __be32, struct task, 16384);

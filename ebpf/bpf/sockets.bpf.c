@@ -9,8 +9,7 @@
  * what they send to another one, at once. Datagrams that are sent to an address have their backend chosen here. */
 #include "sockets.h"
 
-/* After this long without a datagram the next one is a new flow; as in flow.h. */
-#define IDLE 60000000000ull
+#define MS 1000000ull
 /* How many turns one socket takes. */
 #define TRIES 8
 
@@ -42,15 +41,25 @@ static __always_inline int is_bound(struct bpf_sock_addr *ctx)
 	return sk && (sk->bound_dev_if || sk->src_ip4);
 }
 
-/* The frontend of an address that a process dials; 0 is any address of the node. */
+/* Whether an address and port are the node's to answer; 0 is any address of it. */
+static __always_inline int is_of_node(__be32 ip, __be16 port)
+{
+	if (!ip || (ip & LOOPBACK_MASK) == LOOPBACK)
+		return 1;
+	__u32 *what = bpf_map_lookup_elem(&own, &ip);
+	/* At a gateway's address a network has its resolver. */
+	return what && !(*what == OWN_GATEWAY && port == htons(53));
+}
+
+/* The frontend that a process dials. */
 static __always_inline struct frontend *dialled_frontend(__be32 ip, __be16 port, __u8 proto)
 {
 	/* A virtual address takes every port. */
 	struct frontend_key key = {.ip = ip, .proto = proto};
 	struct frontend *frontend = bpf_map_lookup_elem(&frontends, &key);
-	if (frontend && ip)
+	if (frontend)
 		return frontend;
-	if (!port || (ip && (ip & LOOPBACK_MASK) != LOOPBACK && !bpf_map_lookup_elem(&own, &ip)))
+	if (!port || !is_of_node(ip, port))
 		return 0;
 	key.port = port;
 	frontend = bpf_map_lookup_elem(&frontends, &key);
@@ -58,6 +67,16 @@ static __always_inline struct frontend *dialled_frontend(__be32 ip, __be16 port,
 		return frontend;
 	key.ip = 0;
 	return bpf_map_lookup_elem(&frontends, &key);
+}
+
+/* Whether the frontend's new flows may be given to a socket: a list is the relay's to judge by, and an idle connection
+ * the relay's to end. */
+static __always_inline int is_plain(const struct frontend *frontend, __u8 proto)
+{
+	if (!(frontend->flags & FRONTEND_LISTED) && (proto == IPPROTO_UDP || !frontend->idle_ms))
+		return 1;
+	tally(SOCKET_TO_RELAY_POLICY);
+	return 0;
 }
 
 /* Where a socket is sent to. */
@@ -122,7 +141,7 @@ int connect4(struct bpf_sock_addr *ctx)
 	/* No address is the loopback, to the kernel as well. */
 	struct dialled dialled = {.ip = {0, 0, MAPPED, ctx->user_ip4 ? ctx->user_ip4 : LOCALHOST}, .port = ctx->user_port};
 	struct frontend *frontend = dialled_frontend(dialled.ip[3], dialled.port, IPPROTO_TCP);
-	if (!frontend)
+	if (!frontend || !is_plain(frontend, IPPROTO_TCP))
 		return ALLOW;
 	if (is_bound(ctx)) {
 		tally(SOCKET_TO_RELAY_BOUND);
@@ -171,7 +190,7 @@ int connect6(struct bpf_sock_addr *ctx)
 		.port = ctx->user_port,
 	};
 	struct frontend *frontend = dialled_frontend6(&dialled);
-	if (!frontend)
+	if (!frontend || !is_plain(frontend, IPPROTO_TCP))
 		return ALLOW;
 	if (is_bound(ctx) || is_v6only(ctx)) {
 		tally(SOCKET_TO_RELAY_BOUND);
@@ -226,10 +245,12 @@ int getpeername6(struct bpf_sock_addr *ctx)
 }
 
 /* The backend of an earlier datagram to the same address, as long as it takes flows. */
-static __always_inline int same_as_before(struct chosen *chosen, __u64 now, __be16 port, struct target *to)
+static __always_inline int same_as_before(const struct frontend *frontend, struct chosen *chosen, __u64 now, __be16 port, struct target *to)
 {
 	struct backend *backend = bpf_map_lookup_elem(&backends, &chosen->backend);
-	if (!backend || backend->generation != chosen->generation || backend->draining || now - chosen->seen > IDLE)
+	if (!backend || backend->generation != chosen->generation || backend->draining)
+		return 0;
+	if (frontend->idle_ms && now - chosen->seen > frontend->idle_ms * MS)
 		return 0;
 	to->ip = backend->ip;
 	to->port = backend->port ? backend->port : port;
@@ -266,7 +287,7 @@ int sendmsg4(struct bpf_sock_addr *ctx)
 		return ALLOW;
 	struct dialled dialled = {.ip = {0, 0, MAPPED, ctx->user_ip4 ? ctx->user_ip4 : LOCALHOST}, .port = ctx->user_port};
 	struct frontend *frontend = dialled_frontend(dialled.ip[3], dialled.port, IPPROTO_UDP);
-	if (!frontend)
+	if (!frontend || !is_plain(frontend, IPPROTO_UDP))
 		return ALLOW;
 	/* The source may be of the socket or of this one datagram. */
 	if (is_bound(ctx) || ctx->msg_src_ip4) {
@@ -278,7 +299,7 @@ int sendmsg4(struct bpf_sock_addr *ctx)
 	struct socket_key by = {.cookie = bpf_get_socket_cookie(ctx), .ip = dialled.ip[3], .port = dialled.port};
 	struct socket_key at = {.cookie = by.cookie};
 	struct chosen *chosen = bpf_map_lookup_elem(&udp_chosen, &by);
-	if (chosen && same_as_before(chosen, now, dialled.port, &to)) {
+	if (chosen && same_as_before(frontend, chosen, now, dialled.port, &to)) {
 		at.ip = to.ip;
 		at.port = to.port;
 		/* Again, as the kernel may have forgotten it, and so that it forgets others first. */

@@ -1,6 +1,9 @@
 //! What is around the node, written into the maps.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use aya::maps::MapError;
 use portolan_plane::{Backend, Frontend, FrontendAddress, OpError};
@@ -23,7 +26,10 @@ impl EbpfPlane {
         let around = self.surroundings.clone();
         let mut errors = Vec::new();
         let mut moved = self.write_networks(&around, &mut errors)?;
-        let own = around.own.iter().map(|ip| (ip.octets(), 1)).collect();
+        let gateways: BTreeSet<_> = around.networks.values().map(|mesh| mesh.gateway).collect();
+        let own = around.own.iter();
+        let own = own.map(|ip| (ip.octets(), if gateways.contains(ip) { 2 } else { 1 }));
+        let own = own.collect();
         fill(&mut self.maps.own, &own, "own addresses")?;
         let peers = around.peers.values();
         let peers = peers.map(|ip| (host_order(*ip), 1)).collect();

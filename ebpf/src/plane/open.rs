@@ -17,7 +17,8 @@ use portolan_plane::OpError;
 use super::{EbpfPlane, Free, books::Books, sweep::Sweep};
 use crate::{
     ABI, ABSENT, DEFAULT_PINS, EbpfError, OBJECT, Surroundings, error::Doing,
-    flow_table::FlowTable, layout::HostValue, links, maps::Maps, netns, reset::Resets, sockets::Sockets, trace,
+    flow_table::FlowTable, layout::HostValue, links, maps::Maps, netns, reset::Resets,
+    sockets::Sockets, trace,
 };
 
 /// How the fast path is opened.

@@ -23,8 +23,11 @@ use crate::{EbpfPlane, Mesh, OpenOptions, Surroundings, TaskLink};
 
 pub(super) const TASKS: [Ipv4Addr; 2] =
     [Ipv4Addr::new(10, 208, 1, 2), Ipv4Addr::new(10, 208, 1, 3)];
+/// Of a service on the tasks' network.
+pub(super) const VIP: Ipv4Addr = Ipv4Addr::new(10, 209, 0, 9);
 /// Addresses of the node.
 pub(super) const OWN: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 11);
+pub(super) const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 208, 1, 0);
 pub(super) const OWN6: &str = "fd00::11";
 
 pub(super) struct Host {
@@ -49,7 +52,7 @@ pub(super) fn on_host(test: impl FnOnce(&mut Host) + Send) {
         }
         ip("link set lo up");
         ip("link add pt0 type bridge");
-        for address in TASKS.into_iter().chain([OWN]) {
+        for address in TASKS.into_iter().chain([OWN, GATEWAY, VIP]) {
             ip(&format!("address add {address}/32 dev lo"));
         }
         ip(&format!("address add {OWN6}/128 dev lo"));
@@ -91,12 +94,12 @@ impl Host {
                     vni: 4096,
                     subnet: Ipv4Addr::new(10, 208, 0, 0),
                     prefix: 12,
-                    gateway: Ipv4Addr::new(10, 208, 1, 0),
+                    gateway: GATEWAY,
                     underlay: OWN,
                     mtu: 1450,
                 },
             )]),
-            own: BTreeSet::from([OWN]),
+            own: BTreeSet::from([OWN, GATEWAY]),
             own6: BTreeSet::from([OWN6.parse().unwrap()]),
             cgroup: Some(cgroup.to_owned()),
             tasks: TASKS.map(|ip| (ip, task.clone())).into(),

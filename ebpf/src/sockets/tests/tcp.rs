@@ -5,7 +5,8 @@ use std::{
     thread,
 };
 
-use portolan_model::Protocol;
+use portolan_model::{INGRESS_NETWORK, Protocol};
+use portolan_plane::{FrontendAddress, FrontendSpec, contract};
 use rustix::{
     net::{AddressFamily, SocketType, connect, socket, sockopt::set_ipv6_v6only},
     thread::UnshareFlags,
@@ -13,7 +14,7 @@ use rustix::{
 
 use super::{
     PORT,
-    host::{OWN, OWN6, TASKS, accepted, ip, isolate, listen, on_host},
+    host::{GATEWAY, OWN, OWN6, TASKS, VIP, accepted, ip, isolate, listen, on_host},
 };
 
 fn dial(to: &str) -> std::io::Result<TcpStream> {
@@ -128,6 +129,76 @@ fn another_namespace_is_left_alone() {
             assert_eq!(elsewhere.join().unwrap().to_string(), "127.0.0.1:8080");
         });
         assert_eq!((accepted(&task), host.count("socket_flow")), (0, 0));
+    });
+}
+
+/// The service's virtual address.
+fn virtual_address(protocol: Protocol) -> FrontendSpec {
+    let mut spec = contract::spec(PORT, protocol, &TASKS);
+    let network = INGRESS_NETWORK.parse().unwrap();
+    spec.frontend.address = FrontendAddress::Vip(network, VIP.into());
+    spec.frontend.port = 0;
+    for backend in &mut spec.backends {
+        backend.port = 0;
+    }
+    spec
+}
+
+#[test]
+fn a_virtual_address_leads_to_tasks_on_every_port() {
+    on_host(|host| {
+        let tasks = [listen(TASKS[0], 5432), listen(TASKS[1], 5432)];
+        // Of the address itself, which is the node's too, and of a published port.
+        let other = listen(VIP, 5433);
+        host.around.own.insert(VIP);
+        host.surround();
+        host.serve(Protocol::Tcp, &[]);
+        host.upsert(virtual_address(Protocol::Tcp));
+        for _ in 0..2 {
+            let to = format!("{VIP}:5432");
+            let stream = dial(&to).unwrap();
+            assert_eq!(stream.peer_addr().unwrap().to_string(), to);
+        }
+        assert_eq!(tasks.each_ref().map(accepted), [1, 1]);
+        // The tasks have nothing on other ports, and no one else is asked.
+        for port in [5433, PORT] {
+            assert!(dial(&format!("{VIP}:{port}")).is_err());
+        }
+        assert_eq!(accepted(&other), 0);
+    });
+}
+
+#[test]
+fn the_gateways_resolver_is_not_shadowed() {
+    on_host(|host| {
+        let (task, resolver) = (listen(TASKS[0], 80), listen(GATEWAY, 53));
+        let mut dns = contract::spec(53, Protocol::Tcp, &TASKS[..1]);
+        dns.service_name = "dns".into();
+        host.upsert(dns);
+        dial(&format!("{GATEWAY}:53")).unwrap();
+        assert_eq!((accepted(&task), accepted(&resolver)), (0, 1));
+        dial(&format!("{OWN}:53")).unwrap();
+        host.serve(Protocol::Tcp, &TASKS[..1]);
+        dial(&format!("{GATEWAY}:8080")).unwrap();
+        assert_eq!((accepted(&task), accepted(&resolver)), (2, 0));
+    });
+}
+
+#[test]
+fn lists_and_idle_timeouts_are_the_relays_to_keep() {
+    on_host(|host| {
+        let (task, relay) = (listen(TASKS[0], 80), relay());
+        let plain = contract::spec(PORT, Protocol::Tcp, &TASKS[..1]);
+        let mut listed = plain.clone();
+        listed.policy.allow = vec!["127.0.0.0/8".parse().unwrap()];
+        let mut idle = plain.clone();
+        idle.policy.tcp_idle_ms = Some(60_000);
+        for (spec, expected) in [(listed, (0, 1)), (idle, (0, 1)), (plain, (1, 0))] {
+            host.upsert(spec);
+            dial("127.0.0.1:8080").unwrap();
+            assert_eq!((accepted(&task), accepted(&relay)), expected);
+        }
+        assert_eq!(host.count("socket_to_relay_policy"), 2);
     });
 }
 

@@ -1,10 +1,17 @@
 //! Datagrams.
 
-use std::net::{SocketAddr, UdpSocket};
+use std::{
+    net::{SocketAddr, UdpSocket},
+    time::Duration,
+};
 
 use portolan_model::Protocol;
+use portolan_plane::contract;
 
-use super::host::{OWN, TASKS, on_host, udp};
+use super::{
+    PORT,
+    host::{OWN, TASKS, on_host, udp},
+};
 
 const FRONTEND: &str = "127.0.0.1:8080";
 
@@ -73,6 +80,25 @@ fn a_socket_stays_with_its_task_and_others_take_turns() {
             }
         }
         assert_eq!(host.count("socket_flow"), 4);
+    });
+}
+
+#[test]
+fn after_the_idle_timeout_it_is_a_new_flow() {
+    on_host(|host| {
+        let servers = tasks();
+        let mut spec = contract::spec(PORT, Protocol::Udp, &TASKS);
+        spec.policy.udp_idle_ms = 1;
+        host.upsert(spec);
+        let client = udp("0.0.0.0", 0);
+        let first = ask(&client, FRONTEND, &servers).0;
+        // Longer than the timeout, and than the clock's coarse steps.
+        client
+            .set_read_timeout(Some(Duration::from_millis(50)))
+            .unwrap();
+        client.recv(&mut [0]).unwrap_err();
+        assert_ne!(ask(&client, FRONTEND, &servers).0, first);
+        assert_eq!(host.count("socket_flow"), 2);
     });
 }
 
