@@ -2,6 +2,8 @@
 //! [`check`]; it panics with the clause that was broken.
 #![expect(clippy::panic, reason = "a broken clause ends the test that called")]
 
+pub mod traffic;
+
 use std::{collections::BTreeSet, net::Ipv4Addr, sync::Arc};
 
 use portolan_model::{Balancing, NodeId, PlaneChoice, Protocol, Service, ServiceId};

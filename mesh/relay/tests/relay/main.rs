@@ -7,5 +7,6 @@ mod failures;
 mod load;
 mod support;
 mod tcp;
+mod traffic;
 mod udp;
 mod vips;
