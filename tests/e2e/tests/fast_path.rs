@@ -370,3 +370,28 @@ fn another_number_of_flows_waits_until_none_is_lost_by_it() -> Result<()> {
     );
     Ok(())
 }
+
+#[test]
+fn a_drain_waits_for_the_flows_of_the_fast_path() -> Result<()> {
+    let mut cluster = Cluster::start("fp-drain", Options::nodes(1).plane(Plane::Ebpf))?;
+    cluster.apply(0, &STACK.replace("drain: 1s", "drain: 1m"))?;
+    let task = cluster.whoami("web1", 0, "web")?;
+    let _echo = echo_server(&task.netns, 90)?;
+    cluster.wait_for(0, "the plane", &["status"], |status| {
+        port(status, "*:9000/tcp").is_ok_and(|row| row["plane"] == "ebpf")
+    })?;
+    let mut held = connect(&cluster.client, cluster.node(0).at(9000))?;
+    echo(&mut held, b"before")?;
+    cluster.agent(0)?.signal(Signal::TERM)?;
+    cluster.wait_for(0, "leaving", &["status"], |status| {
+        status["state"] == "leaving"
+    })?;
+    ensure!(
+        cluster.agent(0)?.wait(Duration::from_secs(2)).is_err(),
+        "it has not waited"
+    );
+    echo(&mut held, b"while it drains")?;
+    drop(held);
+    cluster.agent(0)?.wait(Duration::from_secs(5))?;
+    Ok(())
+}
