@@ -187,14 +187,14 @@ fn strict_source_checks_and_a_firewall_in_the_task_let_clients_in() -> Result<()
     task.run(
         "sysctl -qw net.ipv4.conf.all.rp_filter=1 net.ipv4.conf.default.rp_filter=1".split(' '),
     )?;
-    // One that tracks connections, and gives what goes out by the other way another source.
+    // One that lets out only answers, and gives what leaves by the other way another source.
     task.run([
         "nft",
         "add table ip x; \
          add chain ip x i { type filter hook input priority 0; policy drop; }; \
          add rule ip x i ct state { new, established } accept; \
-         add chain ip x o { type filter hook output priority 0; }; \
-         add rule ip x o ct state invalid drop; \
+         add chain ip x o { type filter hook output priority 0; policy drop; }; \
+         add rule ip x o ct state established accept; \
          add chain ip x p { type nat hook postrouting priority 100; }; \
          add rule ip x p oifname dock0 masquerade",
     ])?;
