@@ -6,8 +6,8 @@ use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, Parseable};
 use netlink_packet_route::{
     RouteNetlinkMessage,
     link::{
-        InfoBridge, InfoData, InfoKind, InfoVeth, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo,
-        LinkLayerType, LinkMessage,
+        InfoBridge, InfoData, InfoKind, InfoVeth, InfoVxlan, LinkAttribute, LinkExtentMask,
+        LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
     },
 };
 use portolan_model::MacAddress;
@@ -199,7 +199,9 @@ fn set(index: u32, attributes: Vec<LinkAttribute>) -> LinkMessage {
 impl Netlink {
     /// All links.
     pub(crate) fn links(&mut self) -> Result<Vec<Link>, NetlinkError> {
-        let request = RouteNetlinkMessage::GetLink(LinkMessage::default());
+        // Without the statistics, which are half of the answer.
+        let brief = LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]);
+        let request = RouteNetlinkMessage::GetLink(set(0, vec![brief]));
         self.dump(&request, Link::parse)
     }
 

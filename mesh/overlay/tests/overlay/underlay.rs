@@ -175,3 +175,18 @@ fn someone_elses_vxlan_on_the_port_is_named() -> Result<()> {
     );
     Ok(())
 }
+
+#[test]
+fn a_path_narrower_than_its_link_loses_nothing() -> Result<()> {
+    let cluster = Cluster::new("ov", 2)?;
+    cluster.reconcile()?;
+    let a = cluster.task(1, "t1", &[("ingress", "10.208.1.2")])?;
+    let b = cluster.task(2, "t2", &[("ingress", "10.208.2.2")])?;
+    for node in &cluster.nodes {
+        node.run("ip route replace 10.77.0.0/24 dev eth0 mtu 1400".split(' '))?;
+    }
+    // The tunnel's own packets are sent in fragments then: slower, and whole.
+    ensure!(fits(&a, "10.208.2.2", 1450)?);
+    transfer(&a, &b, "10.208.2.2:5001".parse()?, 4)?;
+    transfer(&b, &a, "10.208.1.2:5001".parse()?, 4)
+}
