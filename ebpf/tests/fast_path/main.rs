@@ -13,4 +13,5 @@ mod contract;
 mod flows;
 mod life;
 mod reach;
+mod traffic;
 mod transfer;
