@@ -272,7 +272,8 @@ impl FastPath {
                 )
             })
             .collect();
-        names.sort();
+        // Links, which end in where they are attached, say more than maps.
+        names.sort_by_key(|name| (!name.contains('-'), name.clone()));
         names
     }
 }
