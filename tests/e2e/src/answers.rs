@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
 use anyhow::{Result, anyhow, bail, ensure};
 use portolan_testbed::{
-    Load, LoadOptions, Namespace, Protocol, Report, http_get, udp_exchange, wait_until,
+    Asked, Load, LoadOptions, Namespace, Protocol, Report, http_get, udp_exchange, wait_until,
 };
 
 use crate::Cluster;
@@ -48,8 +48,7 @@ impl Cluster {
         if self.keeps_clients(to) {
             sees(client, &answer).map_err(|error| anyhow!("{to}/{protocol}: {error}"))?;
         }
-        let first = answer.lines().next().unwrap_or_default();
-        Ok(first.strip_prefix(LABEL).unwrap_or(first).to_owned())
+        Ok(label(&answer).to_owned())
     }
 
     /// Asks so many times, one after the other.
@@ -96,13 +95,39 @@ impl Cluster {
 }
 
 /// That the task saw this client, if it tells at all: nginx does not.
-fn sees(client: SocketAddr, answer: &str) -> Result<(), String> {
+///
+/// # Errors
+/// It saw another, in words.
+pub fn sees(client: SocketAddr, answer: &str) -> Result<(), String> {
     let seen = answer.lines().find_map(|line| line.strip_prefix(CLIENT));
     match seen {
         Some(seen) if seen != client.to_string() => {
             Err(format!("the task saw {seen}, and the client was {client}"))
         }
         _ => Ok(()),
+    }
+}
+
+/// The label of the task that gave an answer.
+fn label(answer: &str) -> &str {
+    let first = answer.lines().next().unwrap_or_default();
+    first.strip_prefix(LABEL).unwrap_or(first)
+}
+
+/// The answers that many clients had, if every task saw its client as it is.
+///
+/// # Errors
+/// How many did not, and the first of them.
+pub fn seen_as_they_are(asked: &[Asked]) -> Result<Answers> {
+    let mut answers = Answers::new();
+    let mut wrong = Vec::new();
+    for one in asked {
+        *answers.entry(label(&one.answer).to_owned()).or_default() += 1;
+        wrong.extend(sees(one.client, &one.answer).err());
+    }
+    match wrong.first() {
+        None => Ok(answers),
+        Some(first) => bail!("{} of {}: {first}", wrong.len(), asked.len()),
     }
 }
 

@@ -1,9 +1,14 @@
 //! Agents, tasks, and the questions that tests ask of them.
 
-use std::{fs, net::SocketAddr, os::unix::fs::PermissionsExt, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeMap, fs, net::SocketAddr, os::unix::fs::PermissionsExt, path::PathBuf,
+    time::Duration,
+};
 
 use anyhow::{Context, Result, ensure};
-use portolan_testbed::{Lab, Namespace, Node, Output, Process, Protocol, binary, wait_until};
+use portolan_testbed::{
+    Lab, Namespace, Node, Output, Process, Protocol, binary, http_get, wait_until,
+};
 use serde_json::Value;
 
 use crate::Plane;
@@ -440,6 +445,37 @@ impl Cluster {
             })?;
         }
         Ok(())
+    }
+
+    /// The sum of a metric's samples on a node, of those lines that contain all `labels`.
+    pub fn metric(&self, node: usize, name: &str, labels: &[&str]) -> Result<f64> {
+        let samples = self.samples(node, name)?;
+        let all = samples
+            .iter()
+            .filter(|(line, _)| labels.iter().all(|label| line.contains(label)));
+        Ok(all.map(|(_, value)| value).sum())
+    }
+
+    /// What the fast path of a node has counted, by reason, without those that it has not met.
+    pub fn fast_path_counters(&self, node: usize) -> Result<BTreeMap<String, u64>> {
+        let samples = self.samples(node, "portolan_fast_path_packets_total")?;
+        let reason = |labels: &str| labels.split('"').nth(1).unwrap_or_default().to_owned();
+        let counted = samples
+            .iter()
+            .map(|(labels, value)| (reason(labels), *value as u64));
+        Ok(counted.filter(|(_, count)| *count > 0).collect())
+    }
+
+    /// A metric's labels and values.
+    fn samples(&self, node: usize, name: &str) -> Result<Vec<(String, f64)>> {
+        let target = format!("{}/metrics", self.node(node).at(HTTP_PORT));
+        let body = http_get(&self.client, &target)?.body;
+        let sample = |line: &str| {
+            let (labels, value) = line.strip_prefix(name)?.rsplit_once(' ')?;
+            let named = labels.is_empty() || labels.starts_with('{');
+            Some((labels.to_owned(), value.parse().ok().filter(|_| named)?))
+        };
+        Ok(body.lines().filter_map(sample).collect())
     }
 
     /// The hash of all records as a node has it.

@@ -3,22 +3,8 @@
 use std::{fs, os::unix::fs::PermissionsExt};
 
 use anyhow::{Context, Result, ensure};
-use portolan_e2e::{Cluster, HTTP_PORT, Options, PATIENCE, Plane, on_both_planes};
+use portolan_e2e::{Cluster, Options, PATIENCE, Plane, on_both_planes};
 use portolan_testbed::{http_get, nginx, wait_until};
-
-/// The sum of a metric's samples on a node, of those lines that contain all `labels`.
-fn metric(cluster: &Cluster, node: usize, name: &str, labels: &[&str]) -> Result<f64> {
-    let target = format!("{}/metrics", cluster.node(node).at(HTTP_PORT));
-    let body = http_get(&cluster.client, &target)?.body;
-    let samples = body.lines().filter(|line| {
-        let named = line
-            .strip_prefix(name)
-            .is_some_and(|rest| rest.starts_with(['{', ' ']));
-        named && labels.iter().all(|label| line.contains(label))
-    });
-    let values = samples.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok());
-    Ok(values.sum())
-}
 
 on_both_planes! {
     overlay_packets_of_strangers_are_dropped_and_counted,
@@ -34,7 +20,7 @@ fn another_key_does_not_join_and_is_counted() -> Result<()> {
     cluster.wait_ready()?;
     cluster.start_agent(2)?;
     wait_until(PATIENCE, "n1 to refuse what n3 sends", || {
-        let refused = metric(&cluster, 0, "portolan_gossip_drops_total", &["unknown_key"])?;
+        let refused = cluster.metric(0, "portolan_gossip_drops_total", &["unknown_key"])?;
         Ok((refused > 0.0).then_some(()))
     })?;
     let nodes = cluster.json(0, &["nodes"])?;
@@ -154,7 +140,7 @@ fn repeated_and_forged_packets_are_counted_and_change_nothing() -> Result<()> {
     cluster
         .client
         .run(["python3", &replay, &target, &packets])?;
-    let dropped = |reason| metric(&cluster, 0, "portolan_gossip_drops_total", &[reason]);
+    let dropped = |reason| cluster.metric(0, "portolan_gossip_drops_total", &[reason]);
     wait_until(PATIENCE, "both kinds to be counted", || {
         let counted = (
             dropped("replay")?,
@@ -204,14 +190,7 @@ fn overlay_packets_of_strangers_are_dropped_and_counted(plane: Plane) -> Result<
         cluster.node(1).ipv4().to_string(),
         task.address("ingress")?.to_owned(),
     );
-    let dropped = || {
-        metric(
-            &cluster,
-            1,
-            "portolan_overlay_dropped_packets_total",
-            &["non_member"],
-        )
-    };
+    let dropped = || cluster.metric(1, "portolan_overlay_dropped_packets_total", &["non_member"]);
     let before = dropped()?;
     let line = [
         "python3",

@@ -1,6 +1,6 @@
 //! Many clients on one machine, all at once.
 
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -16,6 +16,9 @@ use crate::programs::ip_batch;
 
 /// How long one connection, or one answer, may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
+/// After how long, and how often, a datagram without an answer is sent again.
+const REPEAT: Duration = Duration::from_secs(1);
+const REPEATS: u32 = 2;
 /// How many ask at once by UDP.
 const ASKING: usize = 4;
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: many\r\nConnection: close\r\n\r\n";
@@ -29,6 +32,8 @@ pub struct Asked {
     pub to: SocketAddr,
     /// The body, or the datagram.
     pub answer: String,
+    /// How often it had to ask again.
+    pub repeats: u32,
 }
 
 impl Node {
@@ -106,6 +111,7 @@ fn answer(mut stream: TcpStream, to: SocketAddr) -> Result<Asked> {
         client,
         to,
         answer: response.body,
+        repeats: 0,
     })
 }
 
@@ -124,11 +130,11 @@ impl UdpClients {
         Ok(Self(sockets))
     }
 
-    /// Asks every target from every socket, once; each answer has to come from the very address asked. A few sockets
-    /// ask at a time: what is lost was not lost by a buffer.
+    /// Asks every target from every socket; each answer has to come from the very address asked. A few sockets ask at
+    /// a time, so that no buffer overflows. What is not answered within a second is asked again, twice at most.
     ///
     /// # Errors
-    /// The first socket that did not get all of its answers within 10 s.
+    /// The first socket that did not get all of its answers.
     pub fn ask(&self, targets: &[SocketAddr]) -> Result<Vec<Asked>> {
         let share = self.0.len().div_ceil(ASKING).max(1);
         thread::scope(|scope| {
@@ -154,35 +160,62 @@ impl UdpClients {
 }
 
 fn ask_by_udp(socket: &UdpSocket, targets: &[SocketAddr]) -> Result<Vec<Asked>> {
+    let mut asked = Vec::new();
+    for repeats in 0..=REPEATS {
+        let silent: Vec<_> = targets
+            .iter()
+            .filter(|to| !has(&asked, to))
+            .copied()
+            .collect();
+        ask_once(socket, &silent, repeats, &mut asked)?;
+    }
+    let silent = targets.iter().find(|to| !has(&asked, to));
+    let client = socket.local_addr()?;
+    silent.map_or(Ok(asked), |to| {
+        bail!("{client}: no answer of {to}, asked {} times", REPEATS + 1)
+    })
+}
+
+fn has(asked: &[Asked], to: &SocketAddr) -> bool {
+    asked.iter().any(|asked| asked.to == *to)
+}
+
+/// Asks these, and takes answers for a second at most.
+fn ask_once(
+    socket: &UdpSocket,
+    targets: &[SocketAddr],
+    repeats: u32,
+    asked: &mut Vec<Asked>,
+) -> Result<()> {
     let client = socket.local_addr()?;
     for to in targets {
         socket
             .send_to(b"who?", to)
             .with_context(|| format!("{client}: ask {to}"))?;
     }
-    let deadline = Instant::now() + TIMEOUT;
-    let (mut asked, mut buffer): (Vec<Asked>, _) = (Vec::new(), [0; 2048]);
-    while asked.len() < targets.len() {
+    let (deadline, mut buffer) = (Instant::now() + REPEAT, [0; 2048]);
+    while targets.iter().any(|to| !has(asked, to)) {
         let left = deadline.saturating_duration_since(Instant::now());
         socket.set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
-        let received = socket.recv_from(&mut buffer);
-        let (length, to) = received.with_context(|| {
-            let silent = targets
-                .iter()
-                .find(|to| asked.iter().all(|asked| asked.to != **to));
-            format!("{client}: no answer of {silent:?}")
-        })?;
-        let again = asked.iter().any(|asked| asked.to == to);
+        let (length, to) = match socket.recv_from(&mut buffer) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+            received => received.with_context(|| format!("{client}: receive"))?,
+        };
+        // The answer to a question that was asked again may come after all.
         ensure!(
-            targets.contains(&to) && !again,
+            repeats > 0 || targets.contains(&to) && !has(asked, &to),
             "{client}: an answer too many, of {to}"
         );
-        let answer = buffer.get(..length).unwrap_or_default();
-        asked.push(Asked {
-            client,
-            to,
-            answer: String::from_utf8_lossy(answer).into_owned(),
-        });
+        if !has(asked, &to) {
+            let answer = buffer.get(..length).unwrap_or_default();
+            let answer = String::from_utf8_lossy(answer).into_owned();
+            asked.push(Asked {
+                client,
+                to,
+                answer,
+                repeats,
+            });
+        }
     }
-    Ok(asked)
+    Ok(())
 }

@@ -47,6 +47,6 @@ pub use load::{Check, Failure, Load, LoadOptions, Record, Report};
 pub use namespace::{Namespace, sweep};
 pub use process::{Output, Process, Signal, output_within};
 pub use programs::require;
-pub use servers::{nginx, redis};
+pub use servers::{UdpWho, nginx, redis};
 pub use udp::{udp_ask, udp_exchange};
 pub use wait::wait_until;

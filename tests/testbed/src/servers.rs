@@ -1,4 +1,6 @@
-//! Real servers.
+//! Real servers, and one of our own.
+
+mod who;
 
 use std::fs;
 use std::path::Path;
@@ -6,6 +8,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 use crate::{Namespace, Process};
+pub use who::UdpWho;
 
 /// Starts nginx, one worker, on all addresses of the namespace, IPv4 and IPv6, and waits until
 /// it accepts. Every `GET` is answered by `body`.
