@@ -19,6 +19,7 @@ mod runner;
 mod shared;
 mod state;
 mod supervise;
+mod trace;
 mod views;
 
 use std::{
@@ -122,6 +123,7 @@ pub async fn run(config: Config) -> anyhow::Result<End> {
         leave,
         started: Instant::now(),
         beat: beat.clone(),
+        tracing: trace::Tracing::default(),
     };
     let wires = Wires {
         commands: command_inbox,

@@ -13,9 +13,12 @@
 //! | POST `/v1/leave` | [`Leave`] | `{}`, when done |
 //! | GET `/v1/keys`, POST `/v1/keys/install`, `/v1/keys/use`, `/v1/keys/remove` | [`Key`] | [`Keys`] |
 //! | GET `/v1/flows?limit=N&service=S` | | a list of [`portolan_plane::FlowView`], each with its `service` |
+//! | GET `/v1/trace?client=C&frontend=F` | | a [`TraceLine`] a line, and empty ones, until one side ends it; see [`TraceClient`], [`TraceFrontend`] |
 //! | GET `/v1/version` | | `{"version": "..."}` |
 //!
 //! Every error is a status of 400 and above with an [`ErrorBody`].
+
+mod trace;
 
 use std::{
     net::{IpAddr, Ipv4Addr},
@@ -23,6 +26,11 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+
+pub use trace::{
+    TraceClient, TraceFrontend, TraceHop, TraceLine, TraceSide, TraceStart, TraceSyntax,
+    TraceVerdict, TracedFrontend,
+};
 
 /// What went wrong, for people; all problems at once.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

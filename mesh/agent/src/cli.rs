@@ -11,6 +11,7 @@ mod lists;
 mod node;
 mod status;
 mod table;
+mod trace;
 
 use std::{
     io::{self, Write},
@@ -32,6 +33,7 @@ pub fn main() -> ExitCode {
         Command::Check(args) => check::check(socket, args),
         Command::Keygen(args) => keys::keygen(args.file.as_deref()),
         Command::Completion(args) => completion(args.shell),
+        Command::Trace(args) => trace::trace(socket, &args),
         Command::Whoami(args) => {
             whoami::run(&args).map_err(|error| Failure::failed(format!("whoami: {error:#}")))
         }

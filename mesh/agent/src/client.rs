@@ -1,5 +1,7 @@
 //! The admin API seen from the other side: HTTP over the agent's unix socket.
 
+mod lines;
+
 use std::{
     io,
     path::{Path, PathBuf},
@@ -8,12 +10,16 @@ use std::{
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
-use hyper::{Method, Request, StatusCode, header};
+use hyper::{Method, Request, StatusCode, client::conn::http1::SendRequest, header};
 use hyper_util::rt::TokioIo;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::net::UnixStream;
 
 use crate::api::ErrorBody;
+pub use lines::Lines;
+
+type Sender = SendRequest<Full<Bytes>>;
+type Connection = hyper::client::conn::http1::Connection<TokioIo<UnixStream>, Full<Bytes>>;
 
 /// Speaks to the agent behind one socket. Each request has a connection of its own.
 #[derive(Debug, Clone)]
@@ -133,11 +139,7 @@ impl Client {
         if status.is_success() {
             return serde_json::from_slice(&bytes).map_err(|error| self.broken(error));
         }
-        Err(match serde_json::from_slice::<ErrorBody>(&bytes) {
-            Ok(body) if !body.errors.is_empty() => ClientError::Refused(body),
-            // An agent of another version may not know the path, and has nothing to say about it.
-            _ => self.broken(format!("status {status} to {path}")),
-        })
+        Err(self.refused(path, status, &bytes))
     }
 
     async fn exchange(
@@ -146,26 +148,8 @@ impl Client {
         path: &str,
         body: Bytes,
     ) -> Result<(StatusCode, Bytes), ClientError> {
-        let stream =
-            UnixStream::connect(&self.socket)
-                .await
-                .map_err(|source| ClientError::Unreachable {
-                    socket: self.socket.clone(),
-                    source,
-                })?;
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-            .await
-            .map_err(|error| self.broken(error))?;
-        let mut request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header(header::HOST, "portolan");
-        if !body.is_empty() {
-            request = request.header(header::CONTENT_TYPE, "application/json");
-        }
-        let request = request
-            .body(Full::new(body))
-            .map_err(|error| self.broken(error))?;
+        let (mut sender, connection) = self.connect().await?;
+        let request = self.request_of(method, path, body)?;
         let answer = async {
             let response = sender.send_request(request).await?;
             let status = response.status();
@@ -176,6 +160,46 @@ impl Client {
         };
         let (answer, _) = tokio::join!(answer, connection);
         answer.map_err(|error| self.broken(error))
+    }
+
+    async fn connect(&self) -> Result<(Sender, Connection), ClientError> {
+        let stream =
+            UnixStream::connect(&self.socket)
+                .await
+                .map_err(|source| ClientError::Unreachable {
+                    socket: self.socket.clone(),
+                    source,
+                })?;
+        hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| self.broken(error))
+    }
+
+    fn request_of(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<Request<Full<Bytes>>, ClientError> {
+        let mut request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::HOST, "portolan");
+        if !body.is_empty() {
+            request = request.header(header::CONTENT_TYPE, "application/json");
+        }
+        request
+            .body(Full::new(body))
+            .map_err(|error| self.broken(error))
+    }
+
+    /// What a status of 400 or above says.
+    fn refused(&self, path: &str, status: StatusCode, body: &[u8]) -> ClientError {
+        match serde_json::from_slice::<ErrorBody>(body) {
+            Ok(body) if !body.errors.is_empty() => ClientError::Refused(body),
+            // An agent of another version may not know the path, and has nothing to say about it.
+            _ => self.broken(format!("status {status} to {path}")),
+        }
     }
 
     fn broken(&self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> ClientError {

@@ -5,5 +5,6 @@ mod cli {
     mod alone;
     mod asking;
     mod run;
+    mod trace;
     mod whoami;
 }

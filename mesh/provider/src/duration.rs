@@ -2,13 +2,17 @@
 
 /// Why a text is no duration.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum DurationError {
+pub enum DurationError {
+    /// It is no number with a unit.
     #[error("{0} is no duration; write a number and its unit, such as 500ms, 10s or 1m30s")]
     Form(String),
+    /// It is a number alone.
     #[error("{0} has no unit; write {1}s for seconds, or use ms, m or h")]
     NoUnit(String, String),
+    /// It is not a whole number of milliseconds.
     #[error("{0} is finer than a millisecond; use whole milliseconds")]
     TooFine(String),
+    /// It is longer than anyone waits.
     #[error("{0} is too long; at most 1000h are possible")]
     TooLong(String),
 }
@@ -17,7 +21,10 @@ pub(crate) enum DurationError {
 const MAX_US: u64 = 1000 * 3_600_000_000;
 
 /// The milliseconds of a duration. `0` needs no unit.
-pub(crate) fn parse_duration(text: &str) -> Result<u32, DurationError> {
+///
+/// # Errors
+/// It is none; see [`DurationError`].
+pub fn parse_duration(text: &str) -> Result<u32, DurationError> {
     let quoted = || crate::diagnostic::quoted(text);
     if text == "0" {
         return Ok(0);

@@ -16,5 +16,6 @@ mod stack;
 mod yaml;
 
 pub use diagnostic::Diagnostic;
+pub use duration::{DurationError, parse_duration};
 pub use port::{PortError, parse_port};
 pub use stack::{Stack, StackNetwork, StaticTask, TaskPlace, parse};

@@ -6,6 +6,7 @@
 mod commands;
 mod refusal;
 mod socket;
+mod trace;
 
 use axum::{
     Json, Router,
@@ -72,6 +73,7 @@ fn router(shared: Shared) -> Router {
         .route("/v1/keys/use", post(commands::use_key))
         .route("/v1/keys/remove", post(commands::remove_key))
         .route("/v1/flows", get(flows))
+        .route("/v1/trace", get(trace::trace))
         .route("/v1/version", get(version))
         .method_not_allowed_fallback(wrong_method)
         .fallback(unknown)

@@ -12,6 +12,7 @@ use super::{
     overlay_thread::{OverlayHandle, OverlayStanding},
     plane_thread::{PlaneHandle, PlanesStanding},
     runner::Reasons,
+    trace::Tracing,
 };
 use crate::config::Config;
 
@@ -31,6 +32,7 @@ pub(super) struct Shared {
     pub started: Instant,
     /// Changes at least once a second while the runner is alive.
     pub beat: watch::Receiver<()>,
+    pub tracing: Tracing,
 }
 
 /// A request to leave the cluster and end.

@@ -5,6 +5,7 @@ use std::{net::IpAddr, path::PathBuf};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
+use super::trace::TraceArgs;
 use crate::{config::Flags, demo::DemoArgs, whoami::WhoamiArgs};
 
 /// An ingress routing mesh: a published port answers on every node, wherever its tasks run.
@@ -60,6 +61,13 @@ pub(crate) enum Command {
     /// List the newest flows through this node
     #[command(after_help = "Example: portolan flows --limit 20")]
     Flows(FlowsArgs),
+    /// Show the next flow of a client on its way through the fast path, packet by packet
+    #[command(
+        after_help = "It shows what this node does; run it on the task's node as well to see what that one does. \
+                      Times are UTC.\n\n\
+                      Example: portolan trace 10.0.0.5 :8080"
+    )]
+    Trace(TraceArgs),
     /// Add, drain and remove tasks of this node
     #[command(subcommand)]
     Task(TaskCommand),

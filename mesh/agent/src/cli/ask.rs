@@ -110,6 +110,7 @@ async fn request(client: &Client, command: Command) -> Result<(), Failure> {
         }
         Command::Keys(args) => keys(client, args).await,
         Command::Agent(_)
+        | Command::Trace(_)
         | Command::Demo(_)
         | Command::Whoami(_)
         | Command::Leave(_)

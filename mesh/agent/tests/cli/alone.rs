@@ -267,6 +267,7 @@ fn every_command_has_help() {
         "services",
         "tasks",
         "flows",
+        "trace",
         "attach",
         "detach",
         "apply",

@@ -18,14 +18,14 @@ use super::run::{Ran, ended, file, portolan};
 type Asked = Arc<Mutex<Vec<(String, Value)>>>;
 
 /// An agent on a socket of its own, with what it was asked.
-struct Fake {
+pub(super) struct Fake {
     dir: TempDir,
     asked: Asked,
     _runtime: tokio::runtime::Runtime,
 }
 
 impl Fake {
-    fn start() -> Self {
+    pub(super) fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
@@ -46,13 +46,13 @@ impl Fake {
         }
     }
 
-    fn run(&self, args: &[&str]) -> Ran {
+    pub(super) fn run(&self, args: &[&str]) -> Ran {
         let socket = self.dir.path().join("s");
         ended(portolan().arg("--socket").arg(socket).args(args))
     }
 
     /// What was asked last: method and path, and the body.
-    fn last(&self) -> (String, Value) {
+    pub(super) fn last(&self) -> (String, Value) {
         self.asked
             .lock()
             .unwrap()
@@ -95,6 +95,9 @@ async fn answer(State(asked): State<Asked>, method: Method, uri: Uri, body: Byte
         "POST /v1/leave" => json!({}),
         "GET /v1/keys" | "POST /v1/keys/install" | "POST /v1/keys/use" => {
             json!({"ids": ["0a0b0c0d", "01020304"]})
+        }
+        request if request.starts_with("GET /v1/trace?client=10.0.0.5") => {
+            return super::trace::answer().into_response();
         }
         "GET /v1/networks" => json!("not a list"),
         "GET /v1/services" => return (StatusCode::NOT_FOUND, "no such page").into_response(),

@@ -1,0 +1,188 @@
+//! Events in the words of the cluster: names of nodes and tasks, times of the day.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, SocketAddrV4},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use portolan_ebpf::{Counter, Program, TraceEvent, Verdict};
+use portolan_model::Snapshot;
+use rustix::time::{ClockId, clock_gettime};
+
+use crate::{
+    agent::shared::Shared,
+    api::{TraceHop, TraceSide, TraceVerdict},
+};
+
+/// TCP's flags, by their bits.
+const FLAGS: [(u8, &str); 6] = [
+    (2, "SYN"),
+    (16, "ACK"),
+    (1, "FIN"),
+    (4, "RST"),
+    (8, "PSH"),
+    (32, "URG"),
+];
+
+/// What names are made of.
+pub(super) struct Names {
+    node: String,
+    snapshot: Arc<Snapshot>,
+    tasks: BTreeMap<IpAddr, String>,
+    /// When the monotonic clock began, by the other one.
+    began: SystemTime,
+}
+
+impl Names {
+    pub(super) fn new(shared: &Shared) -> Self {
+        Self::of(shared.config.name.clone(), shared.snapshot(), began())
+    }
+
+    fn of(node: String, snapshot: Arc<Snapshot>, began: SystemTime) -> Self {
+        let tasks = snapshot.tasks.values().flat_map(|view| {
+            let name = snapshot.task_name(&view.task);
+            let ips = view.task.endpoints.iter().map(|endpoint| endpoint.ip);
+            ips.map(move |ip| (ip, name.clone()))
+        });
+        Self {
+            node,
+            tasks: tasks.collect(),
+            snapshot,
+            began,
+        }
+    }
+
+    /// An event as it is told.
+    pub(super) fn hop(&self, event: TraceEvent) -> TraceHop {
+        let said = self.said(&event);
+        let flags = FLAGS.iter().filter(|(bit, _)| event.tcp_flags & bit != 0);
+        TraceHop {
+            time: rfc3339(self.began + event.at),
+            node: self.node.clone(),
+            cpu: event.cpu,
+            link: event.link,
+            side: match event.program {
+                Program::FromOutside => TraceSide::Outside,
+                Program::FromMesh => TraceSide::Tunnel,
+                Program::FromTask => TraceSide::Task,
+            },
+            protocol: event.protocol,
+            from: end(event.before.from),
+            to: end(event.before.to),
+            from_after: end(event.after.from),
+            to_after: end(event.after.to),
+            length: event.length,
+            flags: flags.map(|(_, name)| (*name).to_owned()).collect(),
+            icmp_error: event.icmp_error,
+            first: event.first,
+            verdict: said.verdict,
+            reason: said.reason.map(|counter| counter.name.to_owned()),
+            meaning: said.reason.map(|counter| counter.meaning.to_owned()),
+            task: said.task,
+            peer: said.peer,
+        }
+    }
+
+    fn said(&self, event: &TraceEvent) -> Said {
+        let (verdict, reason, name, node) = match &event.verdict {
+            Verdict::Forwarded { target, node } => {
+                (TraceVerdict::Forwarded, None, Some(&target.name), *node)
+            }
+            Verdict::GivenBack { target, node } => {
+                (TraceVerdict::GivenBack, None, Some(&target.name), *node)
+            }
+            Verdict::Delivered { node } => (TraceVerdict::Delivered, None, None, Some(*node)),
+            Verdict::SentBack { node } => (TraceVerdict::SentBack, None, None, Some(*node)),
+            Verdict::Relayed => (TraceVerdict::Relayed, None, None, None),
+            Verdict::Left(reason) => (TraceVerdict::Left, *reason, None, None),
+            Verdict::Dropped(reason) => (TraceVerdict::Dropped, *reason, None, None),
+            Verdict::Redirected => (TraceVerdict::Redirected, None, None, None),
+        };
+        let at = |end: SocketAddrV4| self.tasks.get(&IpAddr::V4(*end.ip())).cloned();
+        // Between the nodes a task has its own address.
+        let by_address = || match event.verdict {
+            Verdict::Delivered { .. } => at(event.after.to),
+            Verdict::SentBack { .. } => at(event.before.from),
+            _ => None,
+        };
+        Said {
+            verdict,
+            reason,
+            task: name
+                .filter(|name| !name.is_empty())
+                .cloned()
+                .or_else(by_address),
+            peer: node.map(|node| self.node_at(node)),
+        }
+    }
+
+    fn node_at(&self, underlay: Ipv4Addr) -> String {
+        let nodes = self.snapshot.nodes.values();
+        let mut found = nodes.filter(|node| node.underlay == underlay);
+        found
+            .next()
+            .map_or_else(|| underlay.to_string(), |node| node.name.clone())
+    }
+}
+
+/// What a verdict comes to.
+struct Said {
+    verdict: TraceVerdict,
+    reason: Option<Counter>,
+    task: Option<String>,
+    peer: Option<String>,
+}
+
+fn end(end: SocketAddrV4) -> String {
+    match end.port() {
+        0 => end.ip().to_string(),
+        _ => end.to_string(),
+    }
+}
+
+fn began() -> SystemTime {
+    let monotonic = clock_gettime(ClockId::Monotonic);
+    let since = Duration::new(monotonic.tv_sec.cast_unsigned(), monotonic.tv_nsec as u32);
+    SystemTime::now()
+        .checked_sub(since)
+        .unwrap_or(SystemTime::UNIX_EPOCH)
+}
+
+/// A time as in RFC 3339, UTC, with nanoseconds.
+fn rfc3339(time: SystemTime) -> String {
+    let since = time
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
+    let (days, second) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
+    let (year, month, day) = date(days);
+    format!(
+        "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}.{:09}Z",
+        second / 3600,
+        second / 60 % 60,
+        second % 60,
+        since.subsec_nanos()
+    )
+}
+
+/// The date of a day after 1970-01-01, by counting in years that begin in March, after the leap day.
+fn date(days: u64) -> (u64, u64, u64) {
+    let days = days + 719_468;
+    let (era, day_of_era) = (days / 146_097, days % 146_097);
+    let year_of_era =
+        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * from_march + 2) / 5 + 1;
+    let month = if from_march < 10 {
+        from_march + 3
+    } else {
+        from_march - 9
+    };
+    let year = era * 400 + year_of_era + u64::from(month <= 2);
+    (year, month, day)
+}
+
+#[cfg(test)]
+mod tests;
