@@ -73,6 +73,21 @@ fn port(status: &Value, frontend: &str) -> Result<Value> {
         .with_context(|| format!("no {frontend} in {status:#}"))
 }
 
+/// The sum of a node's metrics whose lines begin so.
+fn metric(cluster: &Cluster, node: usize, begin: &str) -> Result<u64> {
+    let url = format!("{}/metrics", cluster.node(node).at(HTTP_PORT));
+    let text = http_get(&cluster.client, &url)?.body;
+    let lines = text.lines().filter(|line| line.starts_with(begin));
+    let values = lines.map(|line| {
+        Ok(line
+            .rsplit(' ')
+            .next()
+            .context("no value")?
+            .parse::<u64>()?)
+    });
+    values.sum()
+}
+
 fn pins(cluster: &Cluster, node: usize) -> Vec<PathBuf> {
     let dirs = fs::read_dir(cluster.file(node, "bpf"));
     let versions = dirs.into_iter().flatten().flatten();
@@ -244,6 +259,9 @@ fn agents_are_killed_and_started_again_and_no_flow_notices() -> Result<()> {
         "{report}"
     );
     stream.stop()?;
+    // Not even for a moment was n2 taken for a node without the fast path.
+    let relayed = metric(&cluster, 0, "portolan_plane_flows_total{plane=\"relay\"")?;
+    ensure!(relayed == 0, "{relayed} flows were relayed by n1");
     Ok(())
 }
 
