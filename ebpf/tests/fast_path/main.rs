@@ -12,6 +12,7 @@ mod cluster;
 mod contract;
 mod flows;
 mod life;
+mod policies;
 mod reach;
 mod traffic;
 mod transfer;

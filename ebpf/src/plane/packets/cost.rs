@@ -1,11 +1,13 @@
 //! What a packet costs. Run by hand, as figures on a busy machine say little:
 //! `cargo nextest run -p portolan-ebpf --run-ignored only --no-capture`.
 
+use std::time::{Duration, Instant};
+
 use aya::programs::TestRun;
 
 use super::{
     ACK, CLIENT, End, FRONTEND, Flow, LOCAL, NEXT, REDIRECT, REMOTE, Rig, SchedClassifier,
-    TestRunOptions, on_rig, tcp,
+    TestRunOptions, on_rig, on_rig_with, tcp,
 };
 use crate::{
     layout::FLOW_FORWARD,
@@ -154,6 +156,50 @@ fn what_a_packet_costs() {
                 packets,
                 u64::from(PACKETS) * 7 / 2,
                 "every packet was one of its flow"
+            );
+        }
+    });
+}
+
+#[test]
+#[ignore = "measures, and fills the table"]
+fn what_a_sweep_costs() {
+    on_rig_with(&[("flows", 524_288)], |rig| {
+        rig.serve(portolan_model::Protocol::Tcp, &[REMOTE]);
+        let mut flows = 0_u32;
+        for wanted in [0, 10_000, 100_000, 250_000] {
+            for number in flows..wanted {
+                let client = (
+                    [10, 99, (number >> 8) as u8, number as u8],
+                    (number >> 16) as u16 + 1,
+                );
+                let seen = crate::plane::sweep::now();
+                let there = Flow {
+                    kind: FLOW_FORWARD,
+                    ip: REMOTE.0,
+                    port: REMOTE.1.to_be_bytes(),
+                    generation: 1,
+                    created: seen,
+                    seen,
+                    ..Flow::default()
+                };
+                rig.put(client, FRONTEND, 6, there);
+                rig.put(REMOTE, client, 6, Flow { kind: 2, ..there });
+            }
+            flows = wanted;
+            let (mut calls, mut total, mut longest) = (0, Duration::ZERO, Duration::ZERO);
+            loop {
+                let begun = Instant::now();
+                let swept = rig.plane.sweep().unwrap();
+                let took = begun.elapsed();
+                (calls, total, longest) = (calls + 1, total + took, longest.max(took));
+                if swept.next > Duration::from_millis(500) {
+                    break;
+                }
+            }
+            let active = rig.plane.backend_stats(0).active;
+            println!(
+                "{flows:>7} flows: {total:?} in {calls} calls of at most {longest:?}; {active} active"
             );
         }
     });
