@@ -30,6 +30,21 @@ pub struct Diagnostic {
     pub remedy: Option<String>,
 }
 
+impl Diagnostic {
+    /// What is wrong with an object that has no lines: `source` names it, `path` the part of it.
+    pub fn of_object(source: &str, path: &str, message: &str, remedy: Option<&str>) -> Self {
+        let text = |text: &str| printable(text.to_owned());
+        Self {
+            source: text(source),
+            line: None,
+            column: None,
+            path: text(path),
+            message: text(message),
+            remedy: remedy.map(text),
+        }
+    }
+}
+
 impl fmt::Display for Diagnostic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.source)?;
@@ -112,6 +127,11 @@ impl Report {
     /// The keys passed over, each once, in alphabetical order.
     pub(crate) fn ignored(&self) -> Vec<String> {
         self.ignored.borrow().iter().cloned().collect()
+    }
+
+    /// All that is wrong, in the order in which it was found.
+    pub(crate) fn into_wrong(self) -> Vec<Diagnostic> {
+        self.wrong.into_inner()
     }
 
     /// What was read, unless something is wrong; then all of that, in the order of the file.

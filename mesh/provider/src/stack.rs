@@ -2,8 +2,8 @@
 
 mod context;
 mod network;
-mod options;
-mod service;
+pub(crate) mod options;
+pub(crate) mod service;
 mod task;
 
 use std::{net::IpAddr, path::PathBuf};

@@ -2,10 +2,14 @@
 
 use portolan_model::{Balancing, HealthCheck, HealthProbe, PlaneChoice, ProxyProtocol, Service};
 
-use super::{context::Context, network::read_cidr, task};
-use crate::{cursor::At, duration::parse_duration};
+use super::network::read_cidr;
+use crate::{
+    cursor::{At, Field},
+    duration::parse_duration,
+};
 
-const KEYS: &[&str] = &[
+/// The keys of a service's `x-portolan`.
+pub(crate) const KEYS: &[&str] = &[
     "allow",
     "balancing",
     "drain",
@@ -21,51 +25,60 @@ const HEALTH_KEYS: &[&str] = &[
     "fall", "http", "interval", "port", "rise", "status", "tcp", "timeout",
 ];
 
-pub(super) fn read(at: &At<'_>, service: &mut Service, key: &str, context: &mut Context) {
+pub(super) fn read(at: &At<'_>, service: &mut Service, read_tasks: &mut dyn FnMut(&At<'_>)) {
     for option in at.fields() {
-        let at = &option.value;
-        match option.name {
-            "balancing" => {
-                set(
-                    &mut service.balancing,
-                    at.choice(&[
-                        ("round-robin", Balancing::RoundRobin),
-                        ("least-connections", Balancing::LeastConnections),
-                        ("source-hash", Balancing::SourceHash),
-                    ]),
-                );
-            }
-            "local_first" => set(&mut service.local_first, at.flag()),
-            "drain" => set(&mut service.drain_ms, at.parse(parse_duration)),
-            "idle_timeout" => service.tcp_idle_ms = at.parse(parse_duration).filter(|ms| *ms > 0),
-            "udp_idle_timeout" => set(&mut service.udp_idle_ms, positive(at)),
-            "health" => service.health = read_health(at),
-            "proxy_protocol" => {
-                service.proxy_protocol =
-                    at.choice(&[("v1", ProxyProtocol::V1), ("v2", ProxyProtocol::V2)]);
-            }
-            "plane" => {
-                set(
-                    &mut service.plane,
-                    at.choice(&[
-                        ("auto", PlaneChoice::Auto),
-                        ("ebpf", PlaneChoice::Ebpf),
-                        ("relay", PlaneChoice::Relay),
-                    ]),
-                );
-            }
-            "allow" => {
-                service.allow = at.items().iter().filter_map(read_cidr).collect();
-                if at.is_empty() {
-                    at.error(
-                        "an empty list allows everyone",
-                        "name the networks of the clients that may connect, or remove `allow`",
-                    );
-                }
-            }
-            "tasks" => task::read_all(at, Some(key), context),
-            _ => option.unknown(KEYS),
+        read_option(&option, service, read_tasks);
+    }
+}
+
+/// Reads one option of a service. Its `tasks` are left to `read_tasks`.
+pub(crate) fn read_option(
+    option: &Field<'_>,
+    service: &mut Service,
+    read_tasks: &mut dyn FnMut(&At<'_>),
+) {
+    let at = &option.value;
+    match option.name {
+        "balancing" => {
+            set(
+                &mut service.balancing,
+                at.choice(&[
+                    ("round-robin", Balancing::RoundRobin),
+                    ("least-connections", Balancing::LeastConnections),
+                    ("source-hash", Balancing::SourceHash),
+                ]),
+            );
         }
+        "local_first" => set(&mut service.local_first, at.flag()),
+        "drain" => set(&mut service.drain_ms, at.parse(parse_duration)),
+        "idle_timeout" => service.tcp_idle_ms = at.parse(parse_duration).filter(|ms| *ms > 0),
+        "udp_idle_timeout" => set(&mut service.udp_idle_ms, positive(at)),
+        "health" => service.health = read_health(at),
+        "proxy_protocol" => {
+            service.proxy_protocol =
+                at.choice(&[("v1", ProxyProtocol::V1), ("v2", ProxyProtocol::V2)]);
+        }
+        "plane" => {
+            set(
+                &mut service.plane,
+                at.choice(&[
+                    ("auto", PlaneChoice::Auto),
+                    ("ebpf", PlaneChoice::Ebpf),
+                    ("relay", PlaneChoice::Relay),
+                ]),
+            );
+        }
+        "allow" => {
+            service.allow = at.items().iter().filter_map(read_cidr).collect();
+            if at.is_empty() {
+                at.error(
+                    "an empty list allows everyone",
+                    "name the networks of the clients that may connect, or remove `allow`",
+                );
+            }
+        }
+        "tasks" => read_tasks(at),
+        _ => option.unknown(KEYS),
     }
 }
 

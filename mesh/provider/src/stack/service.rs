@@ -12,7 +12,7 @@ use portolan_model::{
 
 use super::{
     context::{Context, DEFAULT_NETWORK},
-    options,
+    options, task,
 };
 use crate::{
     cursor::{At, Field},
@@ -60,10 +60,16 @@ fn read(field: &Field<'_>, context: &mut Context) -> Option<Service> {
     }
     service.networks = read_networks(networks.as_ref(), field, context);
     if let Some(extra) = &extra {
-        options::read(extra, &mut service, field.name, context);
-        check_options(extra, &service);
+        options::read(extra, &mut service, &mut |tasks| {
+            task::read_all(tasks, Some(field.name), context);
+        });
+        for (fault, _) in contradictions(&service) {
+            extra.fault(fault);
+        }
     }
-    check_length(field, &service);
+    if let Some(fault) = too_long(&service) {
+        field.fault(fault);
+    }
     Some(service)
 }
 
@@ -193,7 +199,7 @@ fn read_place(at: &At<'_>) -> Vec<String> {
 }
 
 /// An alias is one DNS label or some with dots between, at most 253 characters (RFC 1035).
-fn check_alias(text: &str) -> Result<String, NameError> {
+pub(crate) fn check_alias(text: &str) -> Result<String, NameError> {
     for label in text.split('.') {
         label.parse::<NetworkName>()?;
     }
@@ -203,35 +209,44 @@ fn check_alias(text: &str) -> Result<String, NameError> {
     Ok(text.to_owned())
 }
 
-/// What of the options depends on the ports, which may stand after them.
-fn check_options(at: &At<'_>, service: &Service) {
+/// Takes from a service what contradicts the rest of it.
+pub(crate) type Mend = fn(&mut Service);
+
+/// What of the options contradicts the rest of the service, which may stand after them, and how to serve
+/// the service all the same.
+pub(crate) fn contradictions(service: &Service) -> Vec<(Fault, Mend)> {
     let has = |protocol| service.ports.iter().any(|port| port.protocol == protocol);
     let probe_port = service.health.as_ref().map(|check| match &check.probe {
         HealthProbe::Tcp { port } | HealthProbe::Http { port, .. } => *port,
     });
+    let mut found: Vec<(Fault, Mend)> = Vec::new();
     if probe_port == Some(0) && !has(Protocol::Tcp) {
-        at.error(
+        let fault = Fault::new(
             "the health check has no port, and the service publishes no tcp port to take it from",
             "give `health` a port",
         );
+        found.push((fault, |service| service.health = None));
     }
     if service.proxy_protocol == Some(ProxyProtocol::V1) && has(Protocol::Udp) {
-        at.error(
+        let fault = Fault::new(
             "proxy_protocol v1 has no form for udp, which the service publishes",
             "use v2",
         );
+        found.push((fault, |service| service.proxy_protocol = None));
     }
     if service.proxy_protocol.is_some() && service.plane == PlaneChoice::Ebpf {
-        at.error(
+        let fault = Fault::new(
             "the plane ebpf forwards packets as they are and cannot add the PROXY protocol",
             "remove `plane`, or `proxy_protocol`: with ebpf a task sees the client's address anyway",
         );
+        found.push((fault, |service| service.plane = PlaneChoice::default()));
     }
+    found
 }
 
 /// A record has an upper length, that of the service and that of each of its tasks. What the agent adds
 /// later (VIPs, addresses, versions, times, chosen ports) is counted in with the longest values it can have.
-fn check_length(field: &Field<'_>, service: &Service) {
+pub(crate) fn too_long(service: &Service) -> Option<Fault> {
     let mut longest = service.clone();
     longest.spec_version = u64::MAX;
     longest.created_ms = u64::MAX;
@@ -241,19 +256,21 @@ fn check_length(field: &Field<'_>, service: &Service) {
     for port in &mut longest.ports {
         port.published = u16::MAX;
     }
-    let too_long = |what: &str, error: &EncodeError| {
-        field.error(
-            format!("{what} takes {} bytes of at most {MAX_RECORD_BYTES} as a record", error.bytes),
+    let fault = |what: &str, error: &EncodeError| {
+        Fault::new(
+            format!(
+                "{what} takes {} bytes of at most {MAX_RECORD_BYTES} as a record",
+                error.bytes
+            ),
             "give the service fewer or shorter ports, networks, aliases or allowed clients; a port range counts as one port",
-        );
+        )
     };
     if let Err(error) = Record::Service(longest).encode() {
-        too_long("the service", &error);
-    } else if let Err(error) =
-        longest_task(service).map_or(Ok(Vec::new()), |task| Record::Task(task).encode())
-    {
-        too_long("a task of the service", &error);
+        return Some(fault("the service", &error));
     }
+    let task = Record::Task(longest_task(service)?);
+    let error = task.encode().err()?;
+    Some(fault("a task of the service", &error))
 }
 
 fn longest_task(service: &Service) -> Option<Task> {
