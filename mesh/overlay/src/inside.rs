@@ -231,16 +231,19 @@ fn remove_rules(inside: &mut Netlink, stays: Option<&Rule>) -> Result<bool, Over
 
 const TABLE: &str = "ip portolan_task";
 
-/// The packet filter that gives answers to what came by the overlay the source that was asked. What came
-/// is kept for as long as the relay keeps a UDP flow of which nothing is heard; of requests from one
-/// socket by two ways the later one counts. Applied again it forgets nothing.
+/// The packet filter that gives answers to what came by the overlay the source that was asked.
+///
+/// What came is kept for a minute after the last packet either way, twice as long as a UDP flow lives of
+/// which its service says nothing. So 4,000 new flows a second have room; of more, as where connections
+/// are tracked, some go unanswered. Of requests from one socket by two ways the later one counts. Applied
+/// again it forgets nothing.
 fn answers(ingress: &AttachEndpoint, link: &str) -> String {
-    const FLOWS: u32 = 1 << 17;
+    const FLOWS: u32 = 1 << 18;
     let address = ingress.address;
     let mut script = format!(
         "add table {TABLE}\n\
          add set {TABLE} asked {{ type ipv4_addr . inet_service . inet_service; size {FLOWS}; \
-         flags dynamic,timeout; timeout 3m; }}\n"
+         flags dynamic,timeout; timeout 1m; }}\n"
     );
     for (chain, hook) in [
         ("came", "filter hook input"),

@@ -170,6 +170,10 @@ impl Overlay {
     /// Puts a network namespace on its networks, and on no others. Called again it mends what is not as it
     /// should be.
     ///
+    /// What a task on the ingress network answers to clients outside leaves by the overlay, whatever other
+    /// links the task has; of those that come later the next call knows. Where that cannot be had for UDP,
+    /// for want of `nft`, it is among the [`Self::problems`], and in [`TaskEnd::answers_udp`].
+    ///
     /// # Errors
     /// Nothing that this call made stays.
     pub fn attach(&mut self, request: &Attachment) -> Result<(), OverlayError> {
