@@ -10,9 +10,10 @@
 //!   address takes the right one where there is no other way. Where there is one, by Docker's bridge say,
 //!   it would take that one's address, before any hook could see the packet. A packet filter ([`answers`])
 //!   then puts the right source into it in the first hook of the way out, before connections are
-//!   tracked; the kernel thereupon routes it anew, by the rule. Setting a mark instead would change the
-//!   route and not the source, and by translation (`snat`) the answer would get another port, as the
-//!   right one is taken by the request's own connection.
+//!   tracked; the kernel thereupon routes it anew, by the rule. What else was tried: a mark that is
+//!   restored from the tracked connection is not found, as the answer's source makes it another
+//!   connection; a mark by the client's address and port changes the route and not the source; and
+//!   translated (`snat`) the answer gets another port, as the right one is taken by the request.
 //!
 //! What a task sends outside of its own accord comes to the node's gateway by that last resort, and is
 //! answered there with an ICMP error: the ingress network has no way out.
