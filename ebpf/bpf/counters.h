@@ -13,6 +13,8 @@ COUNTER(TO_RELAY_SOURCE, "to_relay_source", "left to the relay: a task's packet 
 COUNTER(COLLISION, "collision", "a backend was not given a flow, as it has one of the same addresses and ports")
 COUNTER(RETRIED, "retried", "a flow without an answer was begun again, with another backend")
 COUNTER(ENDED, "ended", "left to the kernel, which resets the connection: its backend is gone")
+COUNTER(RECOVERED, "recovered", "one direction of a flow had been forgotten, and was found by the other")
+COUNTER(MAGLEV, "maglev", "in the middle of a connection of which nothing is known: left to the backend that every node would choose")
 COUNTER(DROP_NO_FLOW, "drop_no_flow", "dropped: in the middle of a connection of which nothing is known")
 COUNTER(DROP_NO_BACK, "drop_no_back", "dropped: a task's reply for which the node that it came by is not known")
 COUNTER(DROP_NO_RETURN, "drop_no_return", "dropped: a task's reply for which the frontend is not known")

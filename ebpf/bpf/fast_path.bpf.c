@@ -5,7 +5,7 @@
  * (`from_mesh`), which rewrites its source and sends it to the client. A task on A itself is reached without the
  * tunnel. A task may be the client too, of a published port or of a virtual address: then its packets come by
  * `from_task`, and its replies are handed to it. What is not ours goes to the next program and to the kernel. */
-#include "flow.h"
+#include "choose.h"
 #include "trace.h"
 
 static __always_inline int forward(struct __sk_buff *skb, const struct packet *p, struct flow *f)
@@ -93,16 +93,21 @@ static __always_inline int begins_anew(const struct packet *p, struct flow *f)
 /* A packet to a frontend, of a flow that is not known, or no longer valid. */
 static __always_inline int first(struct __sk_buff *skb, const struct packet *p, const struct frontend *frontend, const struct task *client, int stale)
 {
+	struct call call = {.packet = p, .frontend = frontend, .client = client};
 	if (p->tuple.proto == IPPROTO_TCP && !is_syn(p)) {
 		if (stale)
 			return leave(ENDED);
-		return is_relayed(skb, p) ? leave(TO_RELAY_FLOW) : frontend->slots ? drop(DROP_NO_FLOW) : leave(TO_RELAY_NO_BACKEND);
+		if (is_relayed(skb, p))
+			return leave(TO_RELAY_FLOW);
+		struct flow *lost = recover(skb, &call);
+		if (lost)
+			return forward(skb, p, lost);
+		return frontend->slots ? drop(DROP_NO_FLOW) : leave(TO_RELAY_NO_BACKEND);
 	}
 	if (!frontend->slots)
 		return leave(TO_RELAY_NO_BACKEND);
 	if (!allows(frontend, p->tuple.saddr))
 		return leave(TO_RELAY_NOT_ALLOWED);
-	struct call call = {.packet = p, .frontend = frontend, .client = client};
 	enum counter why = TO_RELAY_COLLISION;
 	struct flow *f = choose(skb, &call, &why);
 	if (f)

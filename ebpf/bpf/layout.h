@@ -63,10 +63,16 @@ struct frontend {
 	__u32 network; /* the only one that reaches it; 0 is every one, and the outside */
 	__u32 flags;
 	__u32 idle_ms; /* of flows that begin now; 0 is never */
+	__u32 table;   /* the size of its Maglev table; 0 is none */
+	__u32 members; /* how many backends it has, those that only keep their flows among them */
 };
 
 /* It has a list of clients that may begin flows. */
 #define FRONTEND_LISTED 1
+/* A new flow goes to the backend with the fewest; else in turn. */
+#define FRONTEND_LEAST 2
+/* The client's address decides to which. */
+#define FRONTEND_SOURCE 4
 
 /* A client or a prefix of clients on a frontend's list. */
 struct listed {
@@ -77,6 +83,19 @@ struct listed {
 struct allow_key {
 	__u32 length; /* 32, and the length of the prefix */
 	struct listed client;
+};
+
+/* Backends in a list of a frontend: its Maglev table, or behind MEMBERS its members. */
+struct chunk_key {
+	__u32 frontend, generation, number;
+};
+
+#define CHUNK 64
+#define MEMBERS 0x10000
+#define MAX_MEMBERS 256
+
+struct chunk {
+	__u32 backends[CHUNK];
 };
 
 struct slot_key {
@@ -94,7 +113,7 @@ struct backend {
 	__u32 ifindex;
 	__u8 macs[12];
 	__u32 generation;
-	__u32 network, pad2;
+	__u32 network, weight;
 };
 
 struct backend_counters {
@@ -121,6 +140,7 @@ struct frontend_label {
 	__u8 network[64]; /* of a virtual address */
 	__u32 tcp_idle_ms; /* 0 is never */
 	__u32 udp_idle_ms;
+	__u32 local_first;
 };
 
 /* A network of this node. Its place in the array stays its own as long as the node is on it; place 0 is no one's. */
@@ -177,6 +197,17 @@ MAP(BPF_MAP_TYPE_HASH, frontends, struct frontend_key, struct frontend, MAX_FRON
 MAP(BPF_MAP_TYPE_ARRAY, tickets, __u32, __u32, MAX_FRONTENDS);
 /* When a backend of a frontend last answered, by the frontend's id; 0 is never. */
 MAP(BPF_MAP_TYPE_ARRAY, answers, __u32, __u64, MAX_FRONTENDS);
+/* Of 64 backends each: four pieces are the table of a frontend of up to 25, and one more its members. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 8 * MAX_FRONTENDS);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+	__type(key, struct chunk_key);
+	__type(value, struct chunk);
+} chunks SEC(".maps");
+/* How many flows a backend has: as the agent counts them now and then, and those begun since. */
+MAP(BPF_MAP_TYPE_ARRAY, load, __u32, __u32, MAX_BACKENDS);
 MAP(BPF_MAP_TYPE_HASH, slots, struct slot_key, __u32, 2 * MAX_BACKENDS);
 MAP(BPF_MAP_TYPE_ARRAY, backends, __u32, struct backend, MAX_BACKENDS);
 MAP(BPF_MAP_TYPE_PERCPU_ARRAY, backend_stats, __u32, struct backend_counters, MAX_BACKENDS);

@@ -86,11 +86,23 @@ layouts! {
         network: u32,
         flags: u32,
         idle_ms: u32,
+        table: u32,
+        members: u32,
     }
     /// A client or a prefix of clients on a frontend's list.
     Listed = "listed" {
         frontend: u32,
         ip: [u8; 4],
+    }
+    /// Where a piece of a frontend's table or of its members is.
+    ChunkKey = "chunk_key" {
+        frontend: u32,
+        generation: u32,
+        number: u32,
+    }
+    /// A piece of a list of backends.
+    Chunk = "chunk" {
+        backends: [u32; 64],
     }
     /// One turn of round robin.
     SlotKey = "slot_key" {
@@ -110,7 +122,7 @@ layouts! {
         macs: [u8; 12],
         generation: u32,
         network: u32,
-        pad2: u32,
+        weight: u32,
     }
     /// What a backend's flows have moved.
     BackendCounters = "backend_counters" {
@@ -142,6 +154,7 @@ layouts! {
         network: [u8; 64],
         tcp_idle_ms: u32,
         udp_idle_ms: u32,
+        local_first: u32,
     }
     /// The agent's network namespace.
     HostValue = "host" {
@@ -191,6 +204,10 @@ layouts! {
 
 /// `FRONTEND_LISTED`: it has a list of clients that may begin flows.
 pub(crate) const LISTED: u32 = 1;
+/// `FRONTEND_LEAST`: a new flow goes to the backend with the fewest.
+pub(crate) const LEAST: u32 = 2;
+/// `FRONTEND_SOURCE`: the client's address decides.
+pub(crate) const SOURCE: u32 = 4;
 
 /// Client to frontend, at the node that the client came to.
 pub(crate) const FLOW_FORWARD: u8 = 1;

@@ -8,8 +8,8 @@ use aya::{
 use crate::{
     EbpfError,
     layout::{
-        BackendCounters, BackendLabel, BackendValue, Flow, FrontendKey, FrontendLabel,
-        FrontendValue, HostValue, Listed, NetworkValue, SlotKey, TaskValue, Tuple,
+        BackendCounters, BackendLabel, BackendValue, Chunk, ChunkKey, Flow, FrontendKey,
+        FrontendLabel, FrontendValue, HostValue, Listed, NetworkValue, SlotKey, TaskValue, Tuple,
     },
 };
 
@@ -23,6 +23,8 @@ pub(crate) struct Maps {
     pub(crate) frontends: Hash<FrontendKey, FrontendValue>,
     pub(crate) answers: Array<MapData, u64>,
     pub(crate) allowed: LpmTrie<MapData, Listed, u32>,
+    pub(crate) chunks: Hash<ChunkKey, Chunk>,
+    pub(crate) load: Array<MapData, u32>,
     pub(crate) slots: Hash<SlotKey, u32>,
     pub(crate) backends: Array<MapData, BackendValue>,
     pub(crate) backend_stats: PerCpuArray<MapData, BackendCounters>,
@@ -44,6 +46,8 @@ impl Maps {
             frontends: take(object, "frontends")?,
             answers: take(object, "answers")?,
             allowed: take(object, "allowed")?,
+            chunks: take(object, "chunks")?,
+            load: take(object, "load")?,
             slots: take(object, "slots")?,
             backends: take(object, "backends")?,
             backend_stats: take(object, "backend_stats")?,

@@ -3,7 +3,9 @@
 mod adopt;
 mod allow;
 mod around;
+mod backends;
 mod books;
+mod choice;
 mod life;
 mod open;
 #[cfg(test)]
@@ -160,12 +162,12 @@ impl EbpfPlane {
     /// Why a frontend that is served is left to the relay for now; `None` if the fast path carries it.
     pub fn left_to_relay(&self, frontend: &Frontend) -> Option<String> {
         let served = self.served.get(frontend)?;
-        served.slots.is_empty().then(|| {
+        served.choice.slots.is_empty().then(|| {
             let active = served
                 .spec
                 .backends
                 .iter()
-                .filter(|backend| served::takes_flows(backend));
+                .filter(|backend| choice::takes_flows(backend));
             let mut lost = active.filter(|backend| self.place(frontend, backend).is_none());
             lost.next().map_or_else(
                 || "no backend takes new flows".to_owned(),

@@ -16,7 +16,7 @@ use super::{EbpfPlane, read, served::Served};
 use crate::{
     error::Doing,
     layout::{
-        BackendLabel, FrontendKey, FrontendLabel, FrontendValue, SlotKey, protocol, read_text,
+        BackendLabel, FrontendKey, FrontendLabel, FrontendValue, LEAST, SOURCE, protocol, read_text,
     },
 };
 
@@ -101,24 +101,15 @@ impl EbpfPlane {
             });
         }
         backends.sort();
-        let slots = (0..value.slots)
-            .filter_map(|slot| {
-                let at = SlotKey {
-                    frontend: value.id,
-                    generation: value.generation,
-                    slot,
-                };
-                self.maps.slots.get(&at, 0).ok()
-            })
-            .collect();
+        let choice = self.read_choice(&value);
         let spec = FrontendSpec {
             frontend: frontend(key, &label),
             service,
             service_name: read_text(&label.name),
             backends,
             policy: Policy {
-                balancing: Balancing::RoundRobin,
-                local_first: false,
+                balancing: balancing(value.flags),
+                local_first: label.local_first != 0,
                 tcp_idle_ms: (label.tcp_idle_ms > 0).then_some(label.tcp_idle_ms),
                 udp_idle_ms: label.udp_idle_ms,
                 proxy_protocol: None,
@@ -132,8 +123,16 @@ impl EbpfPlane {
             id: value.id,
             generation: value.generation,
             indexes,
-            slots,
+            choice,
         }))
+    }
+}
+
+fn balancing(flags: u32) -> Balancing {
+    match flags {
+        flags if flags & LEAST != 0 => Balancing::LeastConnections,
+        flags if flags & SOURCE != 0 => Balancing::SourceHash,
+        _ => Balancing::RoundRobin,
     }
 }
 

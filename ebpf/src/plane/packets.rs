@@ -3,6 +3,7 @@
 
 mod bytes;
 mod callers;
+mod choices;
 mod cost;
 mod ingress;
 mod networks;
@@ -24,7 +25,7 @@ use rustix::{
 };
 
 use self::bytes::{
-    ACK, End, FIN, IP, SYN, assert_checksums, ends, inner_ends, octets, tcp, too_big, udp,
+    ACK, End, FIN, IP, RST, SYN, assert_checksums, ends, inner_ends, octets, tcp, too_big, udp,
 };
 use super::*;
 use crate::{

@@ -2,29 +2,24 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
     sync::Arc,
 };
 
 use portolan_model::{Balancing, PlaneChoice, Protocol, TaskId};
-use portolan_plane::{
-    Backend, BackendState, Frontend, FrontendAddress, FrontendSpec, OpError, Policy,
-};
+use portolan_plane::{Frontend, FrontendAddress, FrontendSpec, OpError, Policy};
 
-use super::{EbpfPlane, Place, key_address};
+use super::{EbpfPlane, choice::Choice, key_address};
 use crate::{
     error::Doing,
     layout::{
-        BackendLabel, BackendValue, FrontendKey, FrontendLabel, FrontendValue, LISTED, SlotKey,
-        number, text,
+        BackendLabel, BackendValue, FrontendKey, FrontendLabel, FrontendValue, LEAST, LISTED,
+        SOURCE, number, text,
     },
 };
 
 /// `MAX_FRONTENDS` and `MAX_BACKENDS` of `bpf/layout.h`.
 const MAX_FRONTENDS: u32 = 65_536;
-const MAX_BACKENDS: u32 = 131_072;
-/// The most turns that one round has; weights are made smaller where they need more.
-const MAX_SLOTS: u32 = 4096;
+pub(super) const MAX_BACKENDS: u32 = 131_072;
 
 /// A frontend as it stands in the maps.
 #[derive(Debug, Clone)]
@@ -34,12 +29,19 @@ pub(super) struct Served {
     pub(super) generation: u32,
     /// The place of each backend in the array.
     pub(super) indexes: BTreeMap<TaskId, u32>,
-    /// The backends of one round, by their places; empty leaves new flows to the relay.
-    pub(super) slots: Vec<u32>,
+    /// How new flows are given backends; without any they are left to the relay.
+    pub(super) choice: Choice,
 }
 
-pub(super) fn takes_flows(backend: &Backend) -> bool {
-    backend.state == BackendState::Active && backend.weight > 0
+/// What is to be taken back if a later step fails.
+#[derive(Debug, Default)]
+pub(super) struct Changes {
+    /// Places given to new backends.
+    pub(super) taken: Vec<u32>,
+    /// Backends in their old places, as they were.
+    pub(super) backends: Vec<(u32, BackendValue, Option<BackendLabel>)>,
+    /// The choice written, and its generation.
+    choice: Option<(u32, Choice)>,
 }
 
 impl EbpfPlane {
@@ -70,90 +72,70 @@ impl EbpfPlane {
             id,
             generation: 0,
             indexes: BTreeMap::new(),
-            slots: Vec::new(),
+            choice: Choice::default(),
         };
-        self.served.insert(spec.frontend.clone(), new.clone());
         self.write(spec, key, &new).inspect_err(|_| {
-            // Not served, as the contract has it; the failure that is told is the first.
-            let _ = self.remove(&spec.frontend);
+            // One that is not there is what is wanted.
+            let _ = self.maps.frontend_labels.remove(&id);
+            self.free_frontends.release(id);
         })
     }
 
+    /// Writes a frontend where an old one is, or none of it. If that fails, the old one stays.
     fn write(
         &mut self,
         spec: &Arc<FrontendSpec>,
         key: FrontendKey,
         old: &Served,
     ) -> Result<(), OpError> {
+        let mut changes = Changes::default();
+        match self.write_new(spec, key, old, &mut changes) {
+            Ok(new) => {
+                self.served.insert(spec.frontend.clone(), new.clone());
+                self.drop_old(old, &new)
+            }
+            Err(error) => {
+                self.take_back(spec, old, changes);
+                Err(error)
+            }
+        }
+    }
+
+    /// Writes all that is new, the frontend last.
+    fn write_new(
+        &mut self,
+        spec: &Arc<FrontendSpec>,
+        key: FrontendKey,
+        old: &Served,
+        changes: &mut Changes,
+    ) -> Result<Served, OpError> {
         let id = old.id;
-        let label = FrontendLabel {
-            service: text(spec.service.as_str()),
-            name: text(&spec.service_name),
-            network: match &spec.frontend.address {
-                FrontendAddress::Vip(network, _) => text(network.as_str()),
-                _ => text(""),
-            },
-            tcp_idle_ms: spec.policy.tcp_idle_ms.unwrap_or(0),
-            udp_idle_ms: spec.policy.udp_idle_ms,
-        };
-        self.maps
-            .frontend_labels
-            .insert(id, label, 0)
-            .doing(|| format!("name {}", spec.frontend))?;
         let mut places = BTreeMap::new();
         for backend in &spec.backends {
             let place = self.place(&spec.frontend, backend);
-            let index = self.write_backend(
-                spec,
-                id,
-                backend,
-                place,
-                old.indexes.get(&backend.task).copied(),
-            )?;
+            let known = old.indexes.get(&backend.task).copied();
+            let index = self.write_backend(spec, id, backend, place, known, changes)?;
             places.insert(backend.task.clone(), (index, place));
         }
-        let active: Vec<_> = spec
-            .backends
-            .iter()
-            .filter(|backend| takes_flows(backend))
-            .collect();
-        // Only some of them would not be round robin: then the relay has all.
-        let reached = active.iter().all(|b| {
-            places
-                .get(&b.task)
-                .is_some_and(|(_, place)| place.is_some())
-        });
-        let slots = if reached {
-            round(&active, &places)
-        } else {
-            Vec::new()
-        };
-        let listed = old.spec.policy.allow.as_slice();
-        self.list(id, listed, &spec.policy.allow)?;
+        let choice = Choice::of(spec, &places);
+        self.list(id, &old.spec.policy.allow, &spec.policy.allow)?;
         let mut generation = old.generation;
         // Generation 0 was never written.
-        if generation == 0 || slots != old.slots {
+        if generation == 0 || choice != old.choice {
             generation = generation.wrapping_add(1).max(1);
-            for (slot, index) in (0..).zip(&slots) {
-                let at = SlotKey {
-                    frontend: id,
-                    generation,
-                    slot,
-                };
-                self.maps
-                    .slots
-                    .insert(at, index, 0)
-                    .doing(|| format!("write a slot of {}", spec.frontend))?;
-            }
+            changes.choice = Some((generation, choice.clone()));
+            self.write_choice(spec, id, generation, &choice)?;
         }
-        let (flags, idle_ms) = policy(spec);
+        self.write_label(id, spec)?;
         let value = FrontendValue {
             id,
             generation,
-            slots: slots.len() as u32,
+            slots: choice.slots.len() as u32,
             network: self.network(&spec.frontend).unwrap_or(0),
-            flags,
-            idle_ms,
+            flags: flags(spec),
+            idle_ms: idle_ms(spec),
+            table: choice.table.len() as u32,
+            members: choice.members.len() as u32,
         };
         if self.maps.frontends.get(&key, 0).ok() != Some(value) {
             self.maps
@@ -161,22 +143,46 @@ impl EbpfPlane {
                 .insert(key, value, 0)
                 .doing(|| format!("write {}", spec.frontend))?;
         }
-        if generation != old.generation {
-            for slot in 0..old.slots.len() as u32 {
-                // One that is not there is what is wanted.
-                let _ = self.maps.slots.remove(&SlotKey {
-                    frontend: id,
-                    generation: old.generation,
-                    slot,
-                });
-            }
+        Ok(Served {
+            spec: Arc::clone(spec),
+            id,
+            generation,
+            indexes: places
+                .into_iter()
+                .map(|(task, (index, _))| (task, index))
+                .collect(),
+            choice,
+        })
+    }
+
+    fn write_label(&mut self, id: u32, spec: &FrontendSpec) -> Result<(), OpError> {
+        let policy = &spec.policy;
+        let label = FrontendLabel {
+            service: text(spec.service.as_str()),
+            name: text(&spec.service_name),
+            network: match &spec.frontend.address {
+                FrontendAddress::Vip(network, _) => text(network.as_str()),
+                _ => text(""),
+            },
+            tcp_idle_ms: policy.tcp_idle_ms.unwrap_or(0),
+            udp_idle_ms: policy.udp_idle_ms,
+            local_first: policy.local_first.into(),
+        };
+        self.maps
+            .frontend_labels
+            .insert(id, label, 0)
+            .doing(|| format!("name {}", spec.frontend))
+    }
+
+    /// Removes what the old frontend had and the new one does not.
+    fn drop_old(&mut self, old: &Served, new: &Served) -> Result<(), OpError> {
+        let frontend = &new.spec.frontend;
+        if new.generation != old.generation {
+            self.drop_choice(old.id, old.generation, &old.choice);
         }
-        self.unlist(id, listed, &spec.policy.allow)?;
-        let indexes: BTreeMap<_, _> = places
-            .into_iter()
-            .map(|(task, (index, _))| (task, index))
-            .collect();
-        let stay: BTreeSet<u32> = indexes.values().copied().collect();
+        let listed = &new.spec.policy.allow;
+        let mut done = self.unlist(old.id, &old.spec.policy.allow, listed);
+        let stay: BTreeSet<u32> = new.indexes.values().copied().collect();
         for (task, index) in old
             .indexes
             .iter()
@@ -186,103 +192,29 @@ impl EbpfPlane {
             let name = before.find(|backend| backend.task == *task);
             let name = name.map_or(task.as_str(), |backend| &backend.name);
             let counted = self.backend_stats(*index);
-            self.books.leave(&spec.frontend, task, name, &counted);
-            self.retire(*index)?;
+            self.books.leave(frontend, task, name, &counted);
+            done = done.and(self.retire(*index));
         }
-        self.served.insert(
-            spec.frontend.clone(),
-            Served {
-                spec: Arc::clone(spec),
-                id,
-                generation,
-                indexes,
-                slots,
-            },
-        );
-        Ok(())
+        done
     }
 
-    /// Writes a backend, in its old place if it is the same one still.
-    fn write_backend(
-        &mut self,
-        spec: &FrontendSpec,
-        id: u32,
-        backend: &Backend,
-        place: Option<Place>,
-        old: Option<u32>,
-    ) -> Result<u32, OpError> {
-        let IpAddr::V4(ip) = backend.ip else {
-            return Err(OpError::Unsupported(format!(
-                "{}: the fast path carries IPv4 only",
-                spec.frontend
-            )));
-        };
-        let what = || format!("write backend {} of {}", backend.name, spec.frontend);
-        let same = |value: &BackendValue| {
-            (value.ip, value.port) == (ip.octets(), backend.port.to_be_bytes())
-        };
-        let old = match old {
-            Some(index) => Some((index, self.maps.backends.get(&index, 0).doing(what)?)),
-            None => None,
-        };
-        let (index, mut before, was) =
-            if let Some((index, value)) = old.filter(|(_, value)| same(value)) {
-                (index, value, Some(Place::of(&value)))
-            } else {
-                let index = self
-                    .free_backends
-                    .take(MAX_BACKENDS)
-                    .ok_or_else(|| full("backends"))?;
-                // The place may be in use for the first time, or flows of its last owner may be left.
-                let mut value = self.maps.backends.get(&index, 0).doing(what)?;
-                value.generation = value.generation.wrapping_add(1);
-                value.passed_over = 0;
-                self.reset_stats(index)?;
-                (index, value, None)
-            };
-        // One that is out of reach for now keeps its place, and its flows.
-        let place = place.or(was).unwrap_or_default();
-        if was.is_some_and(|was| was != place && was != Place::default()) {
-            // Flows know the old place: they end, as the task there has.
-            before.generation = before.generation.wrapping_add(1);
+    /// Undoes what was done before something failed, as far as the kernel lets it: the failure that is told is the
+    /// first.
+    fn take_back(&mut self, spec: &FrontendSpec, old: &Served, changes: Changes) {
+        if let Some((generation, choice)) = changes.choice {
+            self.drop_choice(old.id, generation, &choice);
         }
-        let value = BackendValue {
-            ip: ip.octets(),
-            port: backend.port.to_be_bytes(),
-            draining: (!takes_flows(backend)).into(),
-            node: place.node,
-            network: place.network,
-            ifindex: place.ifindex,
-            macs: place.macs,
-            ..before
-        };
-        self.maps.backends.set(index, value, 0).doing(what)?;
-        let label = BackendLabel {
-            node: *backend.node.as_bytes(),
-            task: text(backend.task.as_str()),
-            name: text(&backend.name),
-            frontend: id,
-            weight: backend.weight,
-            local: backend.local.into(),
-            draining: (backend.state == BackendState::Draining).into(),
-        };
-        self.maps
-            .backend_labels
-            .insert(index, label, 0)
-            .doing(what)?;
-        Ok(index)
-    }
-
-    /// Ends all flows of a backend and frees its place.
-    pub(super) fn retire(&mut self, index: u32) -> Result<(), OpError> {
-        let what = || format!("retire backend {index}");
-        let mut value = self.maps.backends.get(&index, 0).doing(what)?;
-        value.generation = value.generation.wrapping_add(1);
-        self.maps.backends.set(index, value, 0).doing(what)?;
-        // One that is not there is what is wanted.
-        let _ = self.maps.backend_labels.remove(&index);
-        self.free_backends.release(index);
-        Ok(())
+        let _ = self.unlist(old.id, &spec.policy.allow, &old.spec.policy.allow);
+        for (index, value, label) in changes.backends {
+            let _ = self.maps.backends.set(index, value, 0);
+            let _ = label.map(|label| self.maps.backend_labels.insert(index, label, 0));
+        }
+        for index in changes.taken {
+            let _ = self.retire(index);
+        }
+        if old.generation != 0 {
+            let _ = self.write_label(old.id, &old.spec);
+        }
     }
 
     /// Stops serving a frontend and ends its flows. One that is not served is fine.
@@ -290,7 +222,7 @@ impl EbpfPlane {
         let Some(served) = self.served.get(frontend) else {
             return Ok(());
         };
-        let (id, generation, slots) = (served.id, served.generation, served.slots.len() as u32);
+        let (id, generation, choice) = (served.id, served.generation, served.choice.clone());
         let indexes: Vec<u32> = served.indexes.values().copied().collect();
         let allow = served.spec.policy.allow.clone();
         let key = key(frontend).ok_or_else(|| OpError::Unsupported(frontend.to_string()))?;
@@ -300,13 +232,7 @@ impl EbpfPlane {
                 .remove(&key)
                 .doing(|| format!("remove {frontend}"))?;
         }
-        for slot in 0..slots {
-            let _ = self.maps.slots.remove(&SlotKey {
-                frontend: id,
-                generation,
-                slot,
-            });
-        }
+        self.drop_choice(id, generation, &choice);
         self.unlist(id, &allow, &[])?;
         for index in indexes {
             self.retire(index)?;
@@ -325,9 +251,6 @@ fn carried(spec: &FrontendSpec) -> Result<FrontendKey, OpError> {
     let why = match () {
         () if policy.plane == PlaneChoice::Relay => "is for the relay, as its service says",
         () if policy.proxy_protocol.is_some() => "has the PROXY protocol",
-        () if policy.balancing != Balancing::RoundRobin || policy.local_first => {
-            "is not plain round robin"
-        }
         () if spec.backends.iter().any(|backend| backend.ip.is_ipv6()) => "has an IPv6 backend",
         () => match key(&spec.frontend) {
             Some(key) => return Ok(key),
@@ -340,15 +263,27 @@ fn carried(spec: &FrontendSpec) -> Result<FrontendKey, OpError> {
     )))
 }
 
-/// What the programs have to know of the policy: flags, and the idle timeout of the frontend's protocol.
-fn policy(spec: &FrontendSpec) -> (u32, u32) {
-    let policy = &spec.policy;
-    let flags = if policy.allow.is_empty() { 0 } else { LISTED };
-    let idle_ms = match spec.frontend.protocol {
-        Protocol::Tcp => policy.tcp_idle_ms.unwrap_or(0),
-        Protocol::Udp => policy.udp_idle_ms,
+/// What the programs have to know of the policy.
+fn flags(spec: &FrontendSpec) -> u32 {
+    let listed = if spec.policy.allow.is_empty() {
+        0
+    } else {
+        LISTED
     };
-    (flags, idle_ms)
+    listed
+        | match spec.policy.balancing {
+            Balancing::RoundRobin => 0,
+            Balancing::LeastConnections => LEAST,
+            Balancing::SourceHash => SOURCE,
+        }
+}
+
+/// The idle timeout of the frontend's protocol.
+fn idle_ms(spec: &FrontendSpec) -> u32 {
+    match spec.frontend.protocol {
+        Protocol::Tcp => spec.policy.tcp_idle_ms.unwrap_or(0),
+        Protocol::Udp => spec.policy.udp_idle_ms,
+    }
 }
 
 pub(super) fn key(frontend: &Frontend) -> Option<FrontendKey> {
@@ -358,40 +293,6 @@ pub(super) fn key(frontend: &Frontend) -> Option<FrontendKey> {
         proto: number(frontend.protocol),
         pad: 0,
     })
-}
-
-/// One round: every active backend as often as its weight says, the turns of each far apart.
-fn round(active: &[&Backend], places: &BTreeMap<TaskId, (u32, Option<Place>)>) -> Vec<u32> {
-    let gcd = active
-        .iter()
-        .fold(0, |gcd, backend| common(gcd, backend.weight))
-        .max(1);
-    let total: u32 = active
-        .iter()
-        .map(|backend| u32::from(backend.weight / gcd))
-        .sum();
-    let shrink = total.div_ceil(MAX_SLOTS).max(1);
-    let mut turns: Vec<(u32, u32, u32)> = Vec::new();
-    for backend in active {
-        let Some((index, _)) = places.get(&backend.task) else {
-            continue;
-        };
-        let weight = (u32::from(backend.weight / gcd) / shrink).max(1);
-        // In the middle of each of its shares of the round, in units that no weight divides.
-        turns.extend((0..weight).map(|turn| {
-            (
-                (2 * turn + 1) * (u32::MAX / (2 * weight + 1)) / 2,
-                *index,
-                turn,
-            )
-        }));
-    }
-    turns.sort_unstable();
-    turns.into_iter().map(|(_, index, _)| index).collect()
-}
-
-fn common(a: u16, b: u16) -> u16 {
-    if b == 0 { a } else { common(b, a % b) }
 }
 
 pub(super) fn full(what: &str) -> OpError {

@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use portolan_model::Balancing;
 use portolan_plane::{Frontend, OpError};
 use rustix::time::{ClockId, clock_gettime};
 
@@ -16,6 +17,7 @@ use super::{
     life::{Life, RST, way_back},
 };
 use crate::{
+    error::Doing,
     flow_table::{Cursor, Slice},
     layout::{FLOW_FORWARD, Flow, Tuple},
 };
@@ -93,6 +95,7 @@ impl EbpfPlane {
             self.sweep.from = next;
             if next.is_none() {
                 self.sweep.active = std::mem::take(&mut self.sweep.counting);
+                self.write_load()?;
                 swept.next = INTERVAL;
                 return Ok(swept);
             }
@@ -101,6 +104,25 @@ impl EbpfPlane {
                 return Ok(swept);
             }
         }
+    }
+
+    /// Tells the programs how many flows each backend has.
+    fn write_load(&mut self) -> Result<(), OpError> {
+        let least = self
+            .served
+            .values()
+            .filter(|served| served.spec.policy.balancing == Balancing::LeastConnections);
+        for index in least.flat_map(|served| served.indexes.values()) {
+            let backend = self.maps.backends.get(index, 0);
+            let generation = backend.doing(|| "read a backend".into())?.generation;
+            let active = self.sweep.active.get(&(*index, generation));
+            let active = active.map_or(0, |active| u32::try_from(*active).unwrap_or(u32::MAX));
+            self.maps
+                .load
+                .set(*index, active, 0)
+                .doing(|| format!("write the load of backend {index}"))?;
+        }
+        Ok(())
     }
 
     fn look_after(

@@ -4,6 +4,7 @@ use std::net::Ipv4Addr;
 
 pub(super) const FIN: u8 = 1;
 pub(super) const SYN: u8 = 2;
+pub(super) const RST: u8 = 4;
 pub(super) const ACK: u8 = 16;
 
 /// Where things are in an Ethernet frame with IPv4.

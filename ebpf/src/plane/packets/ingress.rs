@@ -162,11 +162,11 @@ fn what_is_not_carried_is_left_to_the_relay_and_counted() {
 }
 
 #[test]
-fn nothing_is_guessed_in_the_middle_of_a_connection() {
+fn what_no_one_knows_is_dropped() {
     on_rig(|rig| {
         rig.serve(Protocol::Tcp, &[REMOTE]);
-        let ack = tcp(CLIENT, FRONTEND, ACK, &[], b"x");
-        rig.judged(FROM_OUTSIDE, &ack, DROP, "drop_no_flow");
+        let reset = tcp(CLIENT, FRONTEND, RST, &[], b"");
+        rig.judged(FROM_OUTSIDE, &reset, DROP, "drop_no_flow");
         let reply = tcp(REMOTE, CLIENT, ACK, &[], b"x");
         rig.judged(FROM_MESH, &reply, DROP, "drop_no_return");
         let own_reply = tcp(LOCAL, CLIENT, ACK, &[], b"x");

@@ -196,9 +196,9 @@ fn drops_are_told_with_the_reason() {
     on_rig(|rig| {
         rig.serve(Protocol::Tcp, &[REMOTE]);
         let mut tracer = listen(rig, all_of_the_client());
-        let ack = tcp(CLIENT, FRONTEND, ACK, &[], b"x");
+        let reset = tcp(CLIENT, FRONTEND, RST, &[], b"");
         assert_eq!(
-            dropped(&told(rig, &mut tracer, FROM_OUTSIDE, &ack)),
+            dropped(&told(rig, &mut tracer, FROM_OUTSIDE, &reset)),
             "drop_no_flow"
         );
         let reply = tcp(REMOTE, CLIENT, ACK, &[], b"x");
@@ -214,6 +214,7 @@ fn drops_are_told_with_the_reason() {
         rig.redirected(FROM_OUTSIDE, &tcp(CLIENT, FRONTEND, SYN, &[], b""));
         assert!(tracer.next_event().is_some());
         rig.serve(Protocol::Tcp, &[LOCAL]);
+        let ack = tcp(CLIENT, FRONTEND, ACK, &[], b"x");
         assert_eq!(left(&told(rig, &mut tracer, FROM_OUTSIDE, &ack)), "ended");
         assert_eq!(
             dropped(&told(rig, &mut tracer, FROM_MESH, &reply)),

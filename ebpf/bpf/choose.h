@@ -1,0 +1,298 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* Who a packet is addressed to, and which backend a flow has: chosen for a new one, found again for one whose entries
+ * were forgotten in part. */
+#pragma once
+#include "flow.h"
+
+/* How many backends are tried for one packet, and from which try on those passed over count again. */
+#define TRIES 8
+#define LAST_TRIES 6
+/* How many backends are compared for the one with the fewest flows. */
+#define COMPARED 64
+
+/* A packet that is to begin a flow, and who sent it. */
+struct call {
+	const struct packet *packet;
+	const struct frontend *frontend;
+	const struct task *client; /* if it is a task of this node */
+};
+
+/* The way back of a flow from a call to a backend. */
+static __always_inline struct tuple way_back_from(const struct call *call, const struct backend *backend)
+{
+	const struct tuple *t = &call->packet->tuple;
+	return (struct tuple){.saddr = backend->ip, .daddr = t->saddr, .sport = backend->port ? backend->port : t->dport, .dport = t->sport, .proto = t->proto};
+}
+
+/* The entry of the way back. */
+static __always_inline struct flow returning(struct __sk_buff *skb, const struct call *call, __u32 index, const struct backend *backend, __u64 now)
+{
+	const struct tuple *t = &call->packet->tuple;
+	__be16 port = backend->port ? backend->port : t->dport;
+	struct flow flow = {
+		.created = now,
+		.seen = now,
+		.kind = FLOW_RETURN,
+		.ip = t->daddr,
+		.port = t->dport,
+		.ip_delta = ip_delta(backend->ip, t->daddr),
+		.port_delta = port == t->dport ? 0 : port_delta(port, t->dport),
+		.node = backend->node,
+		.network = backend->network,
+		.ifindex = skb->ifindex,
+		.backend = index,
+		.generation = backend->generation,
+		.frontend = call->frontend->id,
+		.idle_ms = call->frontend->idle_ms,
+	};
+	if (call->client) {
+		__builtin_memcpy(flow.macs, call->client->macs, sizeof(flow.macs));
+		if (flow.node && call->client->network == backend->network)
+			flow.node = ROUTED;
+	}
+	return flow;
+}
+
+/* Makes it that of the way there. */
+static __always_inline void turn_round(struct flow *flow, const struct call *call, const struct backend *backend)
+{
+	const struct tuple *t = &call->packet->tuple;
+	flow->kind = FLOW_FORWARD;
+	flow->ip = backend->ip;
+	flow->port = backend->port ? backend->port : t->dport;
+	flow->ip_delta = ip_delta(t->daddr, backend->ip);
+	if (flow->port_delta)
+		flow->port_delta = port_delta(t->dport, flow->port);
+	flow->ifindex = backend->ifindex;
+	__builtin_memcpy(flow->macs, backend->macs, sizeof(flow->macs));
+}
+
+/* Begins a flow from a client to a backend, unless the backend has one of the same addresses and ports. */
+static __always_inline struct flow *begin(struct __sk_buff *skb, const struct call *call, __u32 index, const struct backend *backend, __u64 now)
+{
+	const struct tuple *t = &call->packet->tuple;
+	struct tuple way_back = way_back_from(call, backend);
+	struct flow flow = returning(skb, call, index, backend, now);
+	if (bpf_map_update_elem(&flows, &way_back, &flow, BPF_NOEXIST)) {
+		struct flow *old = bpf_map_lookup_elem(&flows, &way_back);
+		int same = old && old->kind == FLOW_RETURN && old->ip == t->daddr && old->port == t->dport;
+		if (old && !same && !is_over(&way_back, old, now)) {
+			count(COLLISION);
+			return 0;
+		}
+		if (bpf_map_update_elem(&flows, &way_back, &flow, BPF_ANY))
+			return 0;
+	}
+	turn_round(&flow, call, backend);
+	if (bpf_map_update_elem(&flows, t, &flow, BPF_ANY))
+		return 0;
+	struct backend_counters *counters = bpf_map_lookup_elem(&backend_stats, &index);
+	if (counters)
+		counters->flows += 1;
+	__u32 *flows_of = bpf_map_lookup_elem(&load, &index);
+	if (flows_of)
+		__sync_fetch_and_add(flows_of, 1);
+	count(NEW_FLOW);
+	return bpf_map_lookup_elem(&flows, t);
+}
+
+static __always_inline __u32 *slot(const struct frontend *frontend, __u32 turn)
+{
+	struct slot_key key = {frontend->id, frontend->generation, turn % frontend->slots};
+	return bpf_map_lookup_elem(&slots, &key);
+}
+
+/* The backend in a place of the Maglev table, written to `index` if there is one. */
+static __always_inline int in_table(const struct frontend *frontend, __u32 hash, __u32 *index)
+{
+	if (!frontend->table)
+		return 0;
+	__u32 place = hash % frontend->table;
+	struct chunk_key key = {frontend->id, frontend->generation, place / CHUNK};
+	struct chunk *chunk = bpf_map_lookup_elem(&chunks, &key);
+	if (!chunk)
+		return 0;
+	*index = chunk->backends[place % CHUNK];
+	return 1;
+}
+
+/* The finaliser of MurmurHash3. */
+static __always_inline __u32 mixed(__u32 hash)
+{
+	hash = (hash ^ hash >> 16) * 0x85ebca6b;
+	hash = (hash ^ hash >> 13) * 0xc2b2ae35;
+	return hash ^ hash >> 16;
+}
+
+/* The search for the backend with the fewest flows for its weight. */
+struct least {
+	struct frontend frontend;
+	__u64 now;
+	__u32 from, index, load, weight;
+};
+
+static long compare(__u32 turn, struct least *least)
+{
+	if (!least->frontend.slots)
+		return 1;
+	__u32 *index = slot(&least->frontend, least->from + turn);
+	if (!index)
+		return 0;
+	__u32 key = *index;
+	struct backend *backend = bpf_map_lookup_elem(&backends, &key);
+	__u32 *flows_of = bpf_map_lookup_elem(&load, &key);
+	if (!backend || !flows_of || backend->passed_over > least->now)
+		return 0;
+	/* The one more is the flow that is to be placed. */
+	__u32 flows_then = *flows_of + 1;
+	if (least->weight && (__u64)flows_then * least->weight >= (__u64)least->load * backend->weight)
+		return 0;
+	least->index = key;
+	least->load = flows_then;
+	least->weight = backend->weight;
+	return 0;
+}
+
+/* A backend for the nth try, written to `index`; the ticket is the frontend's own. */
+static __always_inline int pick(const struct call *call, __u32 *ticket, int try, __u64 now, __u32 *index)
+{
+	const struct frontend *frontend = call->frontend;
+	if (frontend->flags & FRONTEND_SOURCE)
+		return in_table(frontend, mixed(call->packet->tuple.saddr) + try * 0x9e3779b1, index);
+	if (frontend->flags & FRONTEND_LEAST && !try) {
+		struct least least = {.frontend = *frontend, .now = now, .from = __sync_fetch_and_add(ticket, 1)};
+		bpf_loop(frontend->slots < COMPARED ? frontend->slots : COMPARED, compare, &least, 0);
+		*index = least.index;
+		return least.weight != 0;
+	}
+	__u32 *found = slot(frontend, __sync_fetch_and_add(ticket, 1));
+	if (found)
+		*index = *found;
+	return found != 0;
+}
+
+/* Gives a new flow a backend. If there is none, `why` says why. */
+static __always_inline struct flow *choose(struct __sk_buff *skb, const struct call *call, enum counter *why)
+{
+	__u64 now = bpf_ktime_get_coarse_ns();
+	__u32 id = call->frontend->id;
+	__u32 *ticket = bpf_map_lookup_elem(&tickets, &id);
+	if (!ticket || !call->frontend->slots)
+		return 0;
+	for (int try = 0; try < TRIES; try++) {
+		__u32 index;
+		if (!pick(call, ticket, try, now, &index))
+			continue;
+		struct backend *backend = bpf_map_lookup_elem(&backends, &index);
+		if (!backend || (try < LAST_TRIES && backend->passed_over > now))
+			continue;
+		/* No packet leaves by the link that it came by: to itself a task gets through the relay. */
+		if (call->client && !backend->node && backend->ifindex == skb->ifindex) {
+			*why = TO_RELAY_SELF;
+			return 0;
+		}
+		struct flow *flow = begin(skb, call, index, backend, now);
+		if (flow)
+			return flow;
+	}
+	return 0;
+}
+
+/* The search for the member of a frontend that has a flow. */
+struct search {
+	const struct call *call;
+	__u32 index;
+	int found;
+};
+
+static long has_flow(__u32 number, struct search *search)
+{
+	const struct call *call = search->call;
+	const struct tuple *t = &call->packet->tuple;
+	struct chunk_key key = {call->frontend->id, call->frontend->generation, MEMBERS + number / CHUNK};
+	struct chunk *chunk = bpf_map_lookup_elem(&chunks, &key);
+	if (!chunk)
+		return 1;
+	__u32 index = chunk->backends[number % CHUNK];
+	struct backend *backend = bpf_map_lookup_elem(&backends, &index);
+	if (!backend)
+		return 0;
+	struct tuple way_back = way_back_from(call, backend);
+	struct flow *back = bpf_map_lookup_elem(&flows, &way_back);
+	if (!back || back->kind != FLOW_RETURN || back->ip != t->daddr || back->port != t->dport)
+		return 0;
+	if (back->backend != index || back->generation != backend->generation)
+		return 0;
+	search->index = index;
+	search->found = 1;
+	return 1;
+}
+
+/* Finds the backend of a connection whose way there was forgotten: by the way back, and else, as it may be another
+ * node's connection, where every node would look for it. */
+static __always_inline struct flow *recover(struct __sk_buff *skb, const struct call *call)
+{
+	const struct tuple *t = &call->packet->tuple;
+	__u64 now = bpf_ktime_get_coarse_ns();
+	struct search search = {.call = call};
+	bpf_loop(call->frontend->members < MAX_MEMBERS ? call->frontend->members : MAX_MEMBERS, has_flow, &search, 0);
+	if (!search.found && call->packet->tcp & TCP_RST)
+		return 0;
+	if (!search.found && !in_table(call->frontend, mixed(mixed(t->saddr) ^ ((__u32)t->sport << 16 | t->dport)), &search.index))
+		return 0;
+	__u32 index = search.index;
+	struct backend *backend = bpf_map_lookup_elem(&backends, &index);
+	if (!backend || (call->client && !backend->node && backend->ifindex == skb->ifindex))
+		return 0;
+	if (!search.found) {
+		struct flow *flow = begin(skb, call, index, backend, now);
+		if (flow)
+			count(MAGLEV);
+		return flow;
+	}
+	struct flow flow = returning(skb, call, index, backend, now);
+	turn_round(&flow, call, backend);
+	if (bpf_map_update_elem(&flows, t, &flow, BPF_ANY))
+		return 0;
+	count(RECOVERED);
+	return bpf_map_lookup_elem(&flows, t);
+}
+
+/* The frontend that a packet is addressed to. */
+static __always_inline struct frontend *addressed(const struct packet *p)
+{
+	struct frontend_key key = {.ip = p->tuple.daddr, .port = p->tuple.dport, .proto = p->tuple.proto};
+	struct frontend *frontend = bpf_map_lookup_elem(&frontends, &key);
+	if (frontend)
+		return frontend->network ? 0 : frontend;
+	key.ip = 0;
+	frontend = bpf_map_lookup_elem(&frontends, &key);
+	return frontend && bpf_map_lookup_elem(&own, &p->tuple.daddr) ? frontend : 0;
+}
+
+/* The same for a packet of a task, on a network: virtual addresses of this network too, and of no other. */
+static __always_inline struct frontend *addressed_by_task(const struct packet *p, const struct network *network, __u32 id)
+{
+	if (in_subnet(network, p->tuple.daddr)) {
+		struct frontend_key key = {.ip = p->tuple.daddr, .proto = p->tuple.proto};
+		struct frontend *frontend = bpf_map_lookup_elem(&frontends, &key);
+		if (frontend)
+			return frontend->network == id ? frontend : 0;
+		/* At the gateway's address the network has its resolver. */
+		if (p->tuple.daddr != network->gateway || p->tuple.dport == htons(53))
+			return 0;
+	}
+	return addressed(p);
+}
+
+/* Whether a socket of this node has the connection. */
+static __always_inline int is_relayed(struct __sk_buff *skb, const struct packet *p)
+{
+	struct bpf_sock_tuple tuple = {.ipv4 = {p->tuple.saddr, p->tuple.daddr, p->tuple.sport, p->tuple.dport}};
+	struct bpf_sock *socket = bpf_skc_lookup_tcp(skb, &tuple, sizeof(tuple.ipv4), BPF_F_CURRENT_NETNS, 0);
+	if (!socket)
+		return 0;
+	int connected = socket->state != BPF_TCP_LISTEN;
+	bpf_sk_release(socket);
+	return connected;
+}
