@@ -208,6 +208,8 @@ fn a_program_that_someone_detaches_is_attached_again_with_no_connection_lost() -
         Ok((links().count() == before.len()).then_some(()))
     })?;
     is_seen_itself(&cluster, 0)?;
+    let lost = metric(&cluster, 0, "portolan_fast_path_lost_pins_total")?;
+    ensure!(lost >= before.len() as u64, "{lost} pins lost");
     let report = load.stop()?;
     let unconnected = report
         .failures

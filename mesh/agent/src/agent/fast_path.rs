@@ -41,6 +41,8 @@ pub(super) struct FastStanding {
     pub sockets: Option<String>,
     /// What is pinned, by name.
     pub pins: Vec<String>,
+    /// How many pins someone had removed.
+    pub lost_pins: u64,
     /// Whether others may rely on it; `None` until that is known.
     pub reliable: Option<bool>,
 }
@@ -70,6 +72,9 @@ pub(super) struct FastPath {
     failed_looks: u32,
     /// Since when only what is around it is waited for.
     waiting: Option<Instant>,
+    /// What was pinned after the last look.
+    pinned: Vec<String>,
+    lost_pins: u64,
     /// When its flows are to be looked after.
     sweep_at: Instant,
     unswept: Option<String>,
@@ -104,6 +109,8 @@ impl FastPath {
             errors: Vec::new(),
             failed_looks: 0,
             waiting: None,
+            pinned: Vec::new(),
+            lost_pins: 0,
             sweep_at: Instant::now(),
             unswept: None,
         };
@@ -135,6 +142,7 @@ impl FastPath {
         let (State::Waiting { underlay, .. } | State::Serving { underlay }) = self.state else {
             return false;
         };
+        self.note_lost_pins();
         let surroundings = around::surroundings(around, snapshot, underlay);
         let new = match std::mem::replace(&mut self.state, State::Serving { underlay }) {
             State::Waiting { mut plane, .. } => {
@@ -148,6 +156,7 @@ impl FastPath {
             let surrounded = plane.surround(&surroundings);
             self.note(surrounded);
         }
+        self.pinned = self.pins();
         new
     }
 
@@ -173,6 +182,7 @@ impl FastPath {
     ) -> Result<(), String> {
         self.state = State::Off("taken down: this node leaves");
         drop(planes.take_fast());
+        self.pinned.clear();
         self.remove()
     }
 
@@ -201,7 +211,8 @@ impl FastPath {
                 .fast()
                 .and_then(|plane| plane.sockets().err())
                 .map(|why| why.0),
-            pins: self.pins(),
+            pins: self.pinned.clone(),
+            lost_pins: self.lost_pins,
             reliable: match self.state {
                 State::Waiting { .. } if self.waiting.is_none_or(|at| at.elapsed() < UNKNOWN) => {
                     None
@@ -253,6 +264,19 @@ impl FastPath {
             tracing::info!("the fast path is whole again");
         }
         self.errors = errors;
+    }
+
+    /// Notes the pins that are gone since the last look. A program goes with the pin of its link: that is mended next.
+    fn note_lost_pins(&mut self) {
+        let present = self.pins();
+        let gone = self.pinned.iter().filter(|pin| !present.contains(pin));
+        for pin in gone {
+            tracing::warn!(
+                pin,
+                "someone has removed a pin of the fast path; what it held is attached again"
+            );
+            self.lost_pins += 1;
+        }
     }
 
     fn remove(&self) -> Result<(), String> {

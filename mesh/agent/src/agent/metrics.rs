@@ -109,6 +109,7 @@ impl Counted {
                 expose_frontend(to, &kind.to_string(), frontend);
             }
         }
+        to.add(&d::FAST_PATH_LOST_PINS, &[], fast.lost_pins);
         for (counter, packets) in &self.plane.packets {
             to.add(&d::FAST_PATH_PACKETS, &[counter.name], *packets);
         }

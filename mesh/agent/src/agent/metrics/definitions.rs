@@ -76,6 +76,9 @@ definitions! {
     FAST_PATH_PACKETS = Counter "portolan_fast_path_packets_total" ["reason"]
         "What the programs of the fast path did with packets and flows, by reason, since its maps were made.";
 
+    FAST_PATH_LOST_PINS = Counter "portolan_fast_path_lost_pins_total" []
+        "Pins of the fast path that someone had removed; the programs that they held were attached again.";
+
     OVERLAY_ERRORS = Counter "portolan_overlay_programming_errors_total" []
         "Operations on links, routes, neighbours and rules that the kernel refused; they are tried again.";
     OVERLAY_MTU = Gauge "portolan_overlay_mtu_bytes" []
