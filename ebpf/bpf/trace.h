@@ -24,7 +24,7 @@ struct event {
 	__u32 cpu;
 	__u32 ifindex; /* the link that it came by */
 	__u32 length;  /* without the Ethernet header, after what was done to it */
-	__u32 node;    /* of its flow: the other end of the tunnel, host order; 0 is none */
+	__u32 node;    /* of its flow: the other end of the tunnel, host order; 0 is none, ROUTED the kernel's choice */
 	__u32 backend, frontend; /* of its flow, where its kind has them */
 	__u8 program;	/* enum program */
 	__u8 action;	/* TCX's */
@@ -55,18 +55,20 @@ static __always_inline int is_frontend(__be32 ip, __be16 port)
 	return (!traced.frontend || ip == traced.frontend) && (!traced.frontend_port || !port || port == traced.frontend_port);
 }
 
-/* Whether the event is one that is listened for. The frontend is to be seen where clients come in, and where their
- * replies leave; on the way between them it is not. */
+/* Whether the event is one that is listened for. The frontend is to be seen where clients, tasks among them, come in,
+ * and where their replies leave; on the way between them it is not. */
 static __noinline int is_wanted(const struct event *e)
 {
 	if (traced.proto && e->before.proto != traced.proto)
 		return 0;
-	if (!is_client(e->before.saddr, e->before.sport) && !is_client(e->before.daddr, e->before.dport))
+	int sent = is_client(e->before.saddr, e->before.sport);
+	if (!sent && !is_client(e->before.daddr, e->before.dport))
 		return 0;
+	int enters = e->program == FROM_OUTSIDE || (e->program == FROM_TASK && sent);
 	/* Not ours: of use to who asks about a frontend, and else too much. */
-	if (e->action == (__u8)TCX_NEXT && !e->reason && e->kind != FLOW_RELAY && (e->program != FROM_OUTSIDE || !traced.frontend_port))
+	if (e->action == (__u8)TCX_NEXT && !e->reason && e->kind != FLOW_RELAY && (!enters || !traced.frontend_port))
 		return 0;
-	if (e->program == FROM_OUTSIDE)
+	if (enters)
 		return is_frontend(e->before.daddr, e->before.dport);
 	return e->kind != FLOW_RETURN || e->action != TCX_REDIRECT || is_frontend(e->after.saddr, e->after.sport);
 }
@@ -115,7 +117,7 @@ static __noinline int tell(struct __sk_buff *skb, const struct tuple *tuple, __u
 	struct flow *f = bpf_map_lookup_elem(&flows, &e.before);
 	if (f) {
 		e.kind = f->kind;
-		e.node = f->node == ROUTED ? 0 : f->node;
+		e.node = f->node;
 		e.backend = f->backend;
 		e.frontend = f->frontend;
 		/* The first that is delivered makes the flow, and is not in its books. */

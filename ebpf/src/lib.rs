@@ -33,7 +33,7 @@ pub use plane::{EbpfPlane, OpenOptions, Swept};
 pub use probe::probe;
 pub use sockets::cgroup2_root;
 pub use surroundings::{Mesh, Surroundings, TaskLink};
-pub use trace::{Ends, Program, Target, TraceEvent, TraceFilter, Tracer, Verdict};
+pub use trace::{Ends, Program, Target, TraceEvent, TraceFilter, Tracer, Verdict, Way};
 
 /// The object file with the programs; empty if it could not be compiled.
 pub(crate) static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("FAST_PATH_OBJECT"));

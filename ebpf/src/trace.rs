@@ -21,7 +21,7 @@ use crate::{
     layout::{BackendLabel, Event, FrontendLabel, Traced, number},
     maps::Hash,
 };
-pub use event::{Ends, Program, Target, TraceEvent, Verdict};
+pub use event::{Ends, Program, Target, TraceEvent, Verdict, Way};
 
 /// The section of the object that says whose packets are told, and its pin; names of pins have no dots.
 pub(crate) const SECTION: &str = ".bss.traced";

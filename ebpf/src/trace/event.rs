@@ -12,7 +12,7 @@ use crate::{
     COUNTERS, Counter,
     layout::{
         BackendLabel, Event, FLOW_BACK, FLOW_DELIVER, FLOW_FORWARD, FLOW_RELAY, FLOW_RETURN,
-        FrontendLabel, Tuple, protocol, read_text,
+        FrontendLabel, ROUTED, Tuple, protocol, read_text,
     },
     maps::Hash,
 };
@@ -74,12 +74,12 @@ pub struct Ends {
 /// What became of a packet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
-    /// A client's packet went to a task: to its node by the tunnel, or, without one, to a task of this node.
+    /// A client's packet went to a task.
     Forwarded {
         /// The task.
         target: Target,
-        /// The underlay address of its node.
-        node: Option<Ipv4Addr>,
+        /// Where that is.
+        way: Way,
     },
     /// Another node's client's packet was handed to a task of this node.
     Delivered {
@@ -95,8 +95,8 @@ pub enum Verdict {
     GivenBack {
         /// The task.
         target: Target,
-        /// The underlay address of its node; `None` is this one.
-        node: Option<Ipv4Addr>,
+        /// Where that is.
+        way: Way,
     },
     /// The relay has the flow.
     Relayed,
@@ -106,6 +106,17 @@ pub enum Verdict {
     Dropped(Option<Counter>),
     /// It was redirected, by a flow that was gone when it was looked for.
     Redirected,
+}
+
+/// Where the task of a flow is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// On this node.
+    Here,
+    /// Through the tunnel to the node with this underlay address, which has the fast path.
+    Tunnel(Ipv4Addr),
+    /// On another node, as the kernel routes between two tasks of one network.
+    Routed,
 }
 
 /// The backend of a flow. What is not known any more is empty.
@@ -133,7 +144,11 @@ impl TraceEvent {
             name: read_text(&label.name),
         };
         let node = Ipv4Addr::from(event.node);
-        let other = Some(node).filter(|node| !node.is_unspecified());
+        let way = match event.node {
+            0 => Way::Here,
+            ROUTED => Way::Routed,
+            _ => Way::Tunnel(node),
+        };
         let reason = || {
             COUNTERS
                 .get(usize::from(event.reason).checked_sub(1)?)
@@ -143,11 +158,11 @@ impl TraceEvent {
             (TCX_DROP, _) => Verdict::Dropped(reason()),
             (TCX_REDIRECT, FLOW_FORWARD) => Verdict::Forwarded {
                 target: target(),
-                node: other,
+                way,
             },
             (TCX_REDIRECT, FLOW_RETURN) => Verdict::GivenBack {
                 target: target(),
-                node: other,
+                way,
             },
             (TCX_REDIRECT, FLOW_DELIVER) => Verdict::Delivered { node },
             (TCX_REDIRECT, FLOW_BACK) => Verdict::SentBack { node },

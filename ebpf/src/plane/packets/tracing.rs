@@ -1,7 +1,7 @@
 //! What the programs tell of packets while someone listens.
 
 use super::*;
-use crate::{Program, TraceEvent, TraceFilter, Tracer, Verdict};
+use crate::{Program, TraceEvent, TraceFilter, Tracer, Verdict, Way};
 
 const NODE_2: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 12);
 
@@ -68,11 +68,11 @@ fn a_flow_through_the_tunnel_is_told_there_and_back() {
             ((syn.len() - IP) as u32, SYN, true)
         );
         assert!(event.at.as_secs().abs_diff(now.cast_unsigned()) <= 2);
-        let Verdict::Forwarded { target, node } = event.verdict else {
+        let Verdict::Forwarded { target, way } = event.verdict else {
             panic!("{event:?}");
         };
         let spec = spec(Protocol::Tcp, &[REMOTE]);
-        assert_eq!(node, Some(NODE_2));
+        assert_eq!(way, Way::Tunnel(NODE_2));
         assert_eq!(
             (target.service, target.name, target.task.as_str()),
             (
@@ -88,7 +88,7 @@ fn a_flow_through_the_tunnel_is_told_there_and_back() {
         assert_eq!(as_ends(event.after), (FRONTEND, CLIENT));
         assert!(event.first);
         assert!(
-            matches!(event.verdict, Verdict::GivenBack { node: Some(NODE_2), ref target } if target.name == spec.backends[0].name)
+            matches!(event.verdict, Verdict::GivenBack { way: Way::Tunnel(NODE_2), ref target } if target.name == spec.backends[0].name)
         );
         let more = tcp(CLIENT, FRONTEND, ACK, &[], b"more");
         let event = told(rig, &mut tracer, FROM_OUTSIDE, &more);
@@ -111,14 +111,57 @@ fn a_local_task_is_told_without_a_tunnel() {
         assert_eq!((event.protocol, event.tcp_flags), (Some(Protocol::Udp), 0));
         assert!(matches!(
             event.verdict,
-            Verdict::Forwarded { node: None, .. }
+            Verdict::Forwarded { way: Way::Here, .. }
         ));
         let event = told(rig, &mut tracer, FROM_TASK, &udp(LOCAL, CLIENT, b"x", true));
         assert_eq!(event.program, Program::FromTask);
         assert_eq!(as_ends(event.after), (FRONTEND, CLIENT));
         assert!(matches!(
             event.verdict,
-            Verdict::GivenBack { node: None, .. }
+            Verdict::GivenBack { way: Way::Here, .. }
+        ));
+    });
+}
+
+#[test]
+fn a_task_that_calls_a_service_is_a_client() {
+    on_rig(|rig| {
+        let mut spec = spec(Protocol::Tcp, &[(REMOTE.0, 0)]);
+        let vip = ([10, 208, 255, 1], 80);
+        spec.frontend.address = FrontendAddress::Vip(ingress(), vip.0.into());
+        spec.frontend.port = 0;
+        rig.plane.upsert(&Arc::new(spec)).unwrap();
+        let caller = (LOCAL.0, 50_000);
+        let filter = |port| TraceFilter {
+            client: LOCAL.0.into(),
+            frontend: Some(vip.0.into()),
+            frontend_port: Some(port),
+            ..all_of_the_client()
+        };
+        let syn = tcp(caller, vip, SYN, &[], b"");
+        let mut tracer = listen(rig, filter(81));
+        rig.run(FROM_TASK, &syn);
+        assert_eq!(tracer.next_event(), None, "of another frontend");
+        drop(tracer);
+        let mut tracer = listen(rig, filter(vip.1));
+        let event = told(rig, &mut tracer, FROM_TASK, &syn);
+        assert_eq!(as_ends(event.after), (caller, REMOTE));
+        assert!(matches!(
+            event.verdict,
+            Verdict::Forwarded {
+                way: Way::Routed,
+                ..
+            }
+        ));
+        let reply = tcp(REMOTE, caller, SYN | ACK, &[], b"");
+        let event = told(rig, &mut tracer, FROM_MESH, &reply);
+        assert_eq!(as_ends(event.after), (vip, caller));
+        assert!(matches!(
+            event.verdict,
+            Verdict::GivenBack {
+                way: Way::Routed,
+                ..
+            }
         ));
     });
 }

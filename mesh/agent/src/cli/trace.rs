@@ -16,7 +16,7 @@ use super::{
     print,
 };
 use crate::{
-    api::{TraceClient, TraceFrontend, TraceLine, TraceStart},
+    api::{TraceClient, TraceFrontend, TraceLine, TraceSide, TraceStart},
     client::Client,
 };
 use follow::Follow;
@@ -136,7 +136,9 @@ impl Shown {
             return json(&TraceLine::Hop(hop));
         }
         print(&words::line(&hop))?;
-        if let Some(peer) = hop.peer.filter(|_| !self.pointed) {
+        // Between two tasks of one network the other node's kernel needs no fast path, and tells nothing.
+        let points = !self.pointed && hop.side != TraceSide::Task;
+        if let Some(peer) = hop.peer.filter(|_| points) {
             self.pointed = true;
             complain(&[format!(
                 "({peer} tells its part itself: run `portolan trace {}` there as well)",

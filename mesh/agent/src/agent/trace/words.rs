@@ -7,7 +7,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use portolan_ebpf::{Counter, Program, TraceEvent, Verdict};
+use portolan_ebpf::{Counter, Program, TraceEvent, Verdict, Way};
 use portolan_model::Snapshot;
 use rustix::time::{ClockId, clock_gettime};
 
@@ -30,7 +30,8 @@ const FLAGS: [(u8, &str); 6] = [
 pub(super) struct Names {
     node: String,
     snapshot: Arc<Snapshot>,
-    tasks: BTreeMap<IpAddr, String>,
+    /// Tasks by address, with the names of their nodes.
+    tasks: BTreeMap<IpAddr, (String, String)>,
     /// When the monotonic clock began, by the other one.
     began: SystemTime,
 }
@@ -42,9 +43,12 @@ impl Names {
 
     fn of(node: String, snapshot: Arc<Snapshot>, began: SystemTime) -> Self {
         let tasks = snapshot.tasks.values().flat_map(|view| {
-            let name = snapshot.task_name(&view.task);
+            let names = (
+                snapshot.task_name(&view.task),
+                snapshot.node_name(&view.node),
+            );
             let ips = view.task.endpoints.iter().map(|endpoint| endpoint.ip);
-            ips.map(move |ip| (ip, name.clone()))
+            ips.map(move |ip| (ip, names.clone()))
         });
         Self {
             node,
@@ -86,35 +90,65 @@ impl Names {
     }
 
     fn said(&self, event: &TraceEvent) -> Said {
-        let (verdict, reason, name, node) = match &event.verdict {
-            Verdict::Forwarded { target, node } => {
-                (TraceVerdict::Forwarded, None, Some(&target.name), *node)
-            }
-            Verdict::GivenBack { target, node } => {
-                (TraceVerdict::GivenBack, None, Some(&target.name), *node)
-            }
-            Verdict::Delivered { node } => (TraceVerdict::Delivered, None, None, Some(*node)),
-            Verdict::SentBack { node } => (TraceVerdict::SentBack, None, None, Some(*node)),
-            Verdict::Relayed => (TraceVerdict::Relayed, None, None, None),
-            Verdict::Left(reason) => (TraceVerdict::Left, *reason, None, None),
-            Verdict::Dropped(reason) => (TraceVerdict::Dropped, *reason, None, None),
-            Verdict::Redirected => (TraceVerdict::Redirected, None, None, None),
-        };
-        let at = |end: SocketAddrV4| self.tasks.get(&IpAddr::V4(*end.ip())).cloned();
-        // Between the nodes a task has its own address.
-        let by_address = || match event.verdict {
-            Verdict::Delivered { .. } => at(event.after.to),
-            Verdict::SentBack { .. } => at(event.before.from),
-            _ => None,
-        };
-        Said {
+        let (to, from) = (event.after.to, event.before.from);
+        let said = |verdict| Said {
             verdict,
-            reason,
-            task: name
-                .filter(|name| !name.is_empty())
-                .cloned()
-                .or_else(by_address),
-            peer: node.map(|node| self.node_at(node)),
+            reason: None,
+            task: None,
+            peer: None,
+        };
+        match &event.verdict {
+            Verdict::Forwarded { target, way } => Said {
+                task: self.task(&target.name, to),
+                peer: self.peer(*way, to),
+                ..said(TraceVerdict::Forwarded)
+            },
+            Verdict::GivenBack { target, way } => Said {
+                task: self.task(&target.name, from),
+                peer: self.peer(*way, from),
+                ..said(TraceVerdict::GivenBack)
+            },
+            Verdict::Delivered { node } => Said {
+                task: self.task("", to),
+                peer: Some(self.node_at(*node)),
+                ..said(TraceVerdict::Delivered)
+            },
+            Verdict::SentBack { node } => Said {
+                task: self.task("", from),
+                peer: Some(self.node_at(*node)),
+                ..said(TraceVerdict::SentBack)
+            },
+            Verdict::Left(reason) => Said {
+                reason: *reason,
+                ..said(TraceVerdict::Left)
+            },
+            Verdict::Dropped(reason) => Said {
+                reason: *reason,
+                ..said(TraceVerdict::Dropped)
+            },
+            Verdict::Relayed => said(TraceVerdict::Relayed),
+            Verdict::Redirected => said(TraceVerdict::Redirected),
+        }
+    }
+
+    /// A task by the name that the fast path has for it, or by its address.
+    fn task(&self, name: &str, at: SocketAddrV4) -> Option<String> {
+        if !name.is_empty() {
+            return Some(name.to_owned());
+        }
+        let (name, _) = self.tasks.get(&IpAddr::V4(*at.ip()))?;
+        Some(name.clone())
+    }
+
+    /// The other node that a task is on.
+    fn peer(&self, way: Way, task: SocketAddrV4) -> Option<String> {
+        match way {
+            Way::Here => None,
+            Way::Tunnel(node) => Some(self.node_at(node)),
+            Way::Routed => {
+                let known = self.tasks.get(&IpAddr::V4(*task.ip()));
+                Some(known.map_or_else(|| "another node".to_owned(), |(_, node)| node.clone()))
+            }
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddrV4;
 
-use portolan_ebpf::{Ends, Target};
+use portolan_ebpf::{Ends, Target, Way};
 use portolan_model::Protocol;
 
 use super::*;
@@ -55,8 +55,8 @@ fn nodes_and_tasks_have_their_names() {
     };
     let n2 = Ipv4Addr::new(10, 77, 0, 2);
     let hop = names.hop(event(Verdict::Forwarded {
-        target,
-        node: Some(n2),
+        target: target.clone(),
+        way: Way::Tunnel(n2),
     }));
     assert_eq!(hop.time, "1970-01-01T01:00:01.123456789Z");
     assert_eq!((hop.node.as_str(), hop.side), ("n1", TraceSide::Outside));
@@ -69,6 +69,13 @@ fn nodes_and_tasks_have_their_names() {
         (hop.to.as_str(), hop.to_after.as_str()),
         ("10.77.0.1:8080", "10.208.2.2:80")
     );
+
+    let to = |way| {
+        let target = target.clone();
+        names.hop(event(Verdict::Forwarded { target, way })).peer
+    };
+    assert_eq!(to(Way::Here), None);
+    assert_eq!(to(Way::Routed).as_deref(), Some("n2"), "where the task is");
 
     let hop = names.hop(event(Verdict::Delivered { node: n2 }));
     assert_eq!(hop.task.as_deref(), Some("web.2"), "by its address");
