@@ -86,13 +86,15 @@ static __always_inline void read_ends(struct __sk_buff *skb, struct tuple *t, __
 
 static __noinline int tell(struct __sk_buff *skb, const struct tuple *tuple, __u32 program, __u32 verdict, __u32 seen)
 {
-	__u64 now = bpf_ktime_get_ns();
-	if (now > traced.until) {
+	if (bpf_ktime_get_coarse_ns() > traced.until) {
 		traced.until = 0;
 		return 0;
 	}
+	/* Most packets are others'; those without a tuple are looked at below. */
+	if (tuple->proto && !is_client(tuple->saddr, tuple->sport) && !is_client(tuple->daddr, tuple->dport))
+		return 0;
 	struct event e = {
-		.time = now,
+		.time = bpf_ktime_get_ns(),
 		.before = *tuple,
 		.cpu = bpf_get_smp_processor_id(),
 		.ifindex = skb->ifindex,

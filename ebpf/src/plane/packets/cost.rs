@@ -10,6 +10,7 @@ use super::{
     TestRunOptions, on_rig, on_rig_with, tcp,
 };
 use crate::{
+    TraceFilter, Tracer,
     layout::FLOW_FORWARD,
     links::{FROM_MESH, FROM_OUTSIDE, FROM_TASK},
 };
@@ -201,6 +202,44 @@ fn what_a_sweep_costs() {
             println!(
                 "{flows:>7} flows: {total:?} in {calls} calls of at most {longest:?}; {active} active"
             );
+        }
+    });
+}
+
+#[test]
+#[ignore = "measures, and takes half a minute"]
+fn what_tracing_costs() {
+    on_rig(|rig| {
+        rig.serve(portolan_model::Protocol::Tcp, &[LOCAL]);
+        there_and_back(
+            rig,
+            FLOW_FORWARD,
+            [(FRONTEND, REMOTE), (REMOTE, FRONTEND)],
+            CLIENT,
+            |fixed, end| (fixed, end),
+        );
+        let packet = tcp(CLIENT, FRONTEND, ACK, &[], &[0; 1000]);
+        let show = |rig: &mut Rig, what: &str| {
+            let cost = cost(rig, FROM_OUTSIDE, &packet, REDIRECT);
+            println!("established, to a remote task, {what:<30} {cost:>5} ns");
+        };
+        show(rig, "nobody listens");
+        for (what, client) in [
+            ("another client is traced", [10, 77, 0, 98]),
+            ("told, and lost", CLIENT.0),
+        ] {
+            let filter = TraceFilter {
+                client: client.into(),
+                client_port: None,
+                frontend: None,
+                frontend_port: None,
+                protocol: None,
+            };
+            let pins = rig.plane.pins.parent().unwrap();
+            let mut tracer = Tracer::start(pins, filter).unwrap();
+            // As long as it takes.
+            tracer.set(u64::MAX).unwrap();
+            show(rig, what);
         }
     });
 }
