@@ -15,6 +15,7 @@ struct call {
 	const struct packet *packet;
 	const struct frontend *frontend;
 	const struct task *client; /* if it is a task of this node */
+	__u8 again;		   /* as of a flow */
 };
 
 /* The way back of a flow from a call to a backend. */
@@ -44,6 +45,7 @@ static __always_inline struct flow returning(struct __sk_buff *skb, const struct
 		.generation = backend->generation,
 		.frontend = call->frontend->id,
 		.idle_ms = call->frontend->idle_ms,
+		.again = call->again,
 	};
 	if (call->client) {
 		__builtin_memcpy(flow.macs, call->client->macs, sizeof(flow.macs));

@@ -20,7 +20,7 @@ COUNTER(DROP_NO_BACK, "drop_no_back", "dropped: a task's reply for which the nod
 COUNTER(DROP_NO_RETURN, "drop_no_return", "dropped: a task's reply for which the frontend is not known")
 COUNTER(DROP_GONE, "drop_gone", "dropped: a reply from a backend that is gone")
 COUNTER(DROP_IDLE, "drop_idle", "dropped: a reply to a client that has not been heard of for the idle timeout")
-COUNTER(DROP_REFUSED, "drop_refused", "dropped: a task's word that it does not take datagrams; the next goes to another backend")
+COUNTER(DROP_REFUSED, "drop_refused", "dropped: a task refused a flow; the next try goes to another backend")
 COUNTER(DROP_COLLISION, "drop_collision", "dropped: the task has a live flow of the same addresses and ports through another node")
 COUNTER(DROP_NOT_MEMBER, "drop_not_member", "dropped: a tunnelled packet from an address that is no member's")
 COUNTER(DROP_MISDIRECTED, "drop_misdirected", "dropped: it came by a link of another network or task than its flow")

@@ -51,9 +51,14 @@ static __always_inline int give_back(struct __sk_buff *skb, const struct packet 
 		if (refuses(p))
 			return refused(p, f);
 	}
-	answered(p, f, backend);
 	if (p->tcp & TCP_RST)
 		tell_reset(p, f);
+	if (turns_away(p, f, backend)) {
+		f->closing |= TCP_RST;
+		failed(f->backend, bpf_ktime_get_coarse_ns());
+		return drop(DROP_REFUSED);
+	}
+	answered(p, f, backend);
 	book(p, f);
 	book_backend(p, f->backend, SOURCE);
 	if (rewrite(skb, p, f, SOURCE))
@@ -65,37 +70,47 @@ static __always_inline int give_back(struct __sk_buff *skb, const struct packet 
 	return bpf_redirect_neigh(f->ifindex, 0, 0, 0);
 }
 
-/* Whether a packet of a flow that is known begins a new one. The old one is over, or it was never answered; in that
- * case its backend gets no new flows for a while. */
+/* What a packet can be that is not of a flow that is known and lives. */
+enum past {
+	NEW = 1,
+	AGAIN, /* its backend refused it or did not answer; it is to have another one */
+	STALE, /* its backend is gone */
+};
+
+/* Whether a packet of a flow that is known begins a new one: enum past, or 0. The old one is over, or it was never
+ * answered; in that case its backend gets no new flows for a while. */
 static __always_inline int begins_anew(const struct packet *p, struct flow *f)
 {
 	if (p->what != SEGMENT)
 		return 0;
 	if (p->tuple.proto == IPPROTO_UDP)
-		return leaves(p, f);
+		return leaves(p, f) ? NEW : 0;
 	if (!is_syn(p))
 		return 0;
-	__u64 now = bpf_ktime_get_coarse_ns();
-	if (f->closing)
-		return 1;
 	struct tuple way_back = way_back_of(p, f);
 	struct flow *back = bpf_map_lookup_elem(&flows, &way_back);
-	if (!back || back->closing)
-		return 1;
-	if (back->packets || now - f->created < UNANSWERED)
-		return 0;
-	failed(f->backend, now);
-	bpf_map_delete_elem(&flows, &way_back);
+	if (!back)
+		return NEW;
+	if (f->closing | back->closing) {
+		if (back->packets || !(back->closing & TCP_RST))
+			return NEW;
+	} else {
+		__u64 now = bpf_ktime_get_coarse_ns();
+		if (back->packets || now - f->created < UNANSWERED)
+			return 0;
+		failed(f->backend, now);
+		bpf_map_delete_elem(&flows, &way_back);
+	}
 	count(RETRIED);
-	return 1;
+	return AGAIN;
 }
 
 /* A packet to a frontend, of a flow that is not known, or no longer valid. */
-static __always_inline int first(struct __sk_buff *skb, const struct packet *p, const struct frontend *frontend, const struct task *client, int stale)
+static __always_inline int first(struct __sk_buff *skb, const struct packet *p, const struct frontend *frontend, const struct task *client, int past)
 {
-	struct call call = {.packet = p, .frontend = frontend, .client = client};
+	struct call call = {.packet = p, .frontend = frontend, .client = client, .again = past == AGAIN};
 	if (p->tuple.proto == IPPROTO_TCP && !is_syn(p)) {
-		if (stale)
+		if (past == STALE)
 			return leave(ENDED);
 		if (is_relayed(skb, p))
 			return leave(TO_RELAY_FLOW);
@@ -122,13 +137,15 @@ static __always_inline int first(struct __sk_buff *skb, const struct packet *p, 
 #define BEGINS 0x7fffffff
 
 /* What becomes of a client's packet of a flow that is known. */
-static __always_inline int known(struct __sk_buff *skb, const struct packet *p, struct flow *f, int *stale)
+static __always_inline int known(struct __sk_buff *skb, const struct packet *p, struct flow *f, int *past)
 {
 	if (f->kind == FLOW_FORWARD) {
-		*stale = !is_current(f);
-		if (*stale)
+		if (!is_current(f)) {
+			*past = STALE;
 			return BEGINS;
-		if (!begins_anew(p, f))
+		}
+		*past = begins_anew(p, f);
+		if (!*past)
 			return forward(skb, p, f);
 		/* Should the relay get the new one, its packets are not to be taken for the old one's. */
 		bpf_map_delete_elem(&flows, &p->tuple);
@@ -151,17 +168,17 @@ static __always_inline int judge_from_outside(struct __sk_buff *skb, const struc
 		return leave(TO_RELAY_FRAGMENT);
 	if (p->what == NOT_OURS)
 		return TCX_NEXT;
-	int stale = 0;
+	int past = NEW;
 	struct flow *f = bpf_map_lookup_elem(&flows, &p->tuple);
-	int verdict = f ? known(skb, p, f, &stale) : BEGINS;
+	int verdict = f ? known(skb, p, f, &past) : BEGINS;
 	if (verdict != BEGINS)
 		return verdict;
 	if (p->what != SEGMENT)
 		return TCX_NEXT;
 	struct frontend *frontend = addressed(p);
 	if (frontend)
-		return first(skb, p, frontend, 0, stale);
-	return stale ? leave(ENDED) : TCX_NEXT;
+		return first(skb, p, frontend, 0, past);
+	return past == STALE ? leave(ENDED) : TCX_NEXT;
 }
 
 /* A packet that another node sends to a task of this one, for a client of its own. */
@@ -235,8 +252,8 @@ static __always_inline int judge_from_task(struct __sk_buff *skb, const struct p
 		return send_back(skb, p, f);
 	if (f && f->kind == FLOW_RETURN && !f->node)
 		return give_back(skb, p, f);
-	int stale = 0;
-	int verdict = f ? known(skb, p, f, &stale) : BEGINS;
+	int past = NEW;
+	int verdict = f ? known(skb, p, f, &past) : BEGINS;
 	if (verdict != BEGINS)
 		return verdict;
 	__u32 id = network_of(skb->ifindex);
@@ -248,9 +265,9 @@ static __always_inline int judge_from_task(struct __sk_buff *skb, const struct p
 		struct task *client = bpf_map_lookup_elem(&tasks, &p->tuple.saddr);
 		if (!client || client->ifindex != skb->ifindex)
 			return leave(TO_RELAY_SOURCE);
-		return first(skb, p, frontend, client, stale);
+		return first(skb, p, frontend, client, past);
 	}
-	if (stale)
+	if (past == STALE)
 		return leave(ENDED);
 	/* What else a task begins by itself, and what stays on the network or the node, is the kernel's. */
 	if (is_syn(p) || in_subnet(network, p->tuple.daddr) || bpf_map_lookup_elem(&own, &p->tuple.daddr))

@@ -49,7 +49,9 @@ struct flow {
 	__u32 frontend;	 /* its id */
 	__u32 idle_ms;	 /* after so long without a byte the flow is over; 0 is never */
 	__u32 ack;	 /* TCP: what this direction's sender acknowledged last, network order */
-	__u32 answered;	 /* of FLOW_FORWARD: the backend has replied */
+	__u8 answered;	 /* of FLOW_FORWARD: the backend has replied */
+	__u8 again;	 /* another backend had it before, and refused or did not answer */
+	__u8 pad[2];
 };
 
 struct frontend_key {
@@ -114,6 +116,8 @@ struct backend {
 	__u8 macs[12];
 	__u32 generation;
 	__u32 network, weight;
+	__u32 others; /* whether another backend of its frontend takes flows */
+	__u32 pad;
 };
 
 struct backend_counters {

@@ -102,6 +102,13 @@ static __always_inline void answered(const struct packet *p, const struct flow *
 		there->answered = 1;
 }
 
+/* Whether a task refuses a connection that may still have another backend: then the client need not know, and repeats
+ * its SYN in a second. Of a port that the client chose a refusal says nothing, and one more is taken for an answer. */
+static __always_inline int turns_away(const struct packet *p, const struct flow *back, const struct backend *backend)
+{
+	return p->tcp & TCP_RST && !back->packets && !back->again && backend->others && backend->port;
+}
+
 /* Has both directions of a connection know that the task reset it. */
 static __always_inline void tell_reset(const struct packet *p, const struct flow *back)
 {

@@ -69,7 +69,9 @@ layouts! {
         frontend: u32,
         idle_ms: u32,
         ack: u32,
-        answered: u32,
+        answered: u8,
+        again: u8,
+        pad: [u8; 2],
     }
     /// A frontend's address; 0.0.0.0 is every address of the node.
     FrontendKey = "frontend_key" {
@@ -123,6 +125,8 @@ layouts! {
         generation: u32,
         network: u32,
         weight: u32,
+        others: u32,
+        pad: u32,
     }
     /// What a backend's flows have moved.
     BackendCounters = "backend_counters" {

@@ -52,6 +52,7 @@ impl EbpfPlane {
                 let mut value = self.maps.backends.get(&index, 0).doing(what)?;
                 value.generation = value.generation.wrapping_add(1);
                 value.passed_over = 0;
+                value.answered = 0;
                 self.reset_stats(index)?;
                 (index, value, None)
             };
@@ -65,11 +66,14 @@ impl EbpfPlane {
             // Flows know the old place: they end, as the task there has.
             before.generation = before.generation.wrapping_add(1);
         }
+        let mut others = spec.backends.iter();
+        let others = others.any(|other| takes_flows(other) && other.task != backend.task);
         let value = BackendValue {
             ip: ip.octets(),
             port: backend.port.to_be_bytes(),
             draining: (!takes_flows(backend)).into(),
             weight: backend.weight.into(),
+            others: others.into(),
             node: place.node,
             network: place.network,
             ifindex: place.ifindex,

@@ -69,7 +69,7 @@ struct Known {
 }
 
 impl EbpfPlane {
-    /// Looks after the flows, or some of them if there are many: in 10 ms some 100,000. To be called when it is
+    /// Looks after the flows, or some of them if there are many: in 10 ms some 10,000. To be called when it is
     /// due, on the plane's thread; until then no idle timeout fires, no end of a connection is told that its backend
     /// is gone, and the numbers of active flows stay as they are.
     ///

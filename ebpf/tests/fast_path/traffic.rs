@@ -49,7 +49,7 @@ impl Behind {
 
 struct Rig {
     behind: Behind,
-    accepting: Vec<TcpListener>,
+    accepting: Vec<Option<TcpListener>>,
     clients: Vec<Node>,
     _tasks: Vec<Namespace>,
     cluster: Cluster,
@@ -66,7 +66,7 @@ impl Rig {
                 listener.set_nonblocking(true)?;
                 Ok((listener, UdpSocket::bind((address, 80))?))
             })?;
-            accepting.push(listener);
+            accepting.push(Some(listener));
             // It ends with the test's process.
             thread::spawn(move || {
                 while let Ok((_, from)) = socket.recv_from(&mut [0; 16]) {
@@ -125,10 +125,16 @@ impl Traffic for Rig {
 
     fn accept(&mut self) -> Option<(usize, TcpStream)> {
         let mut tasks = self.accepting.iter().enumerate();
-        let (at, stream) = tasks.find_map(|(at, task)| Some((at, task.accept().ok()?.0)))?;
+        let accept =
+            |(at, task): (usize, &Option<TcpListener>)| Some((at, task.as_ref()?.accept().ok()?.0));
+        let (at, stream) = tasks.find_map(accept)?;
         stream.set_nonblocking(false).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         Some((at, stream))
+    }
+
+    fn refuse(&mut self, task: usize) {
+        self.accepting[task] = None;
     }
 
     fn finish(stream: &TcpStream) {

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use super::{bytes::unreachable, *};
+use super::{
+    bytes::{RST, unreachable},
+    *,
+};
 
 const OTHER: End = ([10, 208, 2, 3], 80);
 const UDP: u8 = 17;
@@ -203,6 +206,44 @@ fn a_client_whom_a_live_backend_ignores_stays_there() {
         // One that was answered once is not taken for unanswered later.
         age(rig, other, FRONTEND, UDP, REPEAT);
         asks(rig, other);
+        assert_eq!((rig.count("retried"), rig.count("new_flow")), (0, 2));
+    });
+}
+
+#[test]
+fn a_refused_connection_is_tried_once_more_elsewhere() {
+    on_rig(|rig| {
+        let syn = tcp(CLIENT, FRONTEND, SYN, &[], b"");
+        let refusal = |task| tcp(task, CLIENT, RST | ACK, &[], b"");
+        rig.serve(Protocol::Tcp, &[REMOTE, OTHER]);
+        let first = ends(&rig.redirected(FROM_OUTSIDE, &syn)).1;
+        rig.judged(FROM_MESH, &refusal(first), DROP, "drop_refused");
+        assert!(rig.plane.live_flows(9).is_empty(), "nobody has it now");
+        let second = ends(&rig.redirected(FROM_OUTSIDE, &syn)).1;
+        assert_ne!(second, first);
+        assert_eq!((rig.count("retried"), failures(rig)), (1, 1));
+        // That is an answer, and the client's to know.
+        let told = rig.redirected(FROM_MESH, &refusal(second));
+        assert_eq!(ends(&told), (FRONTEND, CLIENT));
+        // Without another backend there is nothing to wait for.
+        rig.serve(Protocol::Tcp, &[REMOTE]);
+        rig.redirected(FROM_OUTSIDE, &syn);
+        rig.redirected(FROM_MESH, &refusal(REMOTE));
+        assert_eq!(failures(rig), 1);
+    });
+}
+
+#[test]
+fn a_connection_that_was_answered_may_be_reset_at_any_time() {
+    on_rig(|rig| {
+        rig.serve(Protocol::Tcp, &[REMOTE, OTHER]);
+        let syn = tcp(CLIENT, FRONTEND, SYN, &[], b"");
+        let task = ends(&rig.redirected(FROM_OUTSIDE, &syn)).1;
+        rig.redirected(FROM_MESH, &tcp(task, CLIENT, SYN | ACK, &[], b""));
+        rig.redirected(FROM_MESH, &tcp(task, CLIENT, RST, &[], b""));
+        assert_eq!(rig.count("drop_refused"), 0);
+        assert!(rig.plane.live_flows(9).is_empty());
+        rig.redirected(FROM_OUTSIDE, &syn);
         assert_eq!((rig.count("retried"), rig.count("new_flow")), (0, 2));
     });
 }

@@ -7,6 +7,7 @@
 //! | draining, or of weight 0 | none | stay | stay |
 //! | removed | none | reset at both ends | move to another backend at once |
 //! | frontend removed | refused | reset at both ends | end |
+//! | it refuses | tried elsewhere, counted | | |
 //! | client not on the list | refused, counted `not_allowed` | stay | stay |
 //! | idle for the policy's time | | reset at both ends, counted | end: the next datagram begins a new one |
 //!
@@ -50,6 +51,8 @@ pub trait Traffic {
     fn connect(&mut self, client: usize) -> io::Result<Self::Stream>;
     /// A connection that one of the tasks has accepted by now, with the task's number.
     fn accept(&mut self) -> Option<(usize, Self::Stream)>;
+    /// Has a task refuse connections from now on; it comes last.
+    fn refuse(&mut self, task: usize);
     /// Says that no more will be sent.
     fn finish(stream: &Self::Stream);
     /// Whether a connection has been reset by now; it does not wait. There is nothing to be read but that.
@@ -69,7 +72,7 @@ pub trait Traffic {
 
 /// Runs all clauses; it panics with the one that was broken. The plane serves nothing before and after.
 pub fn check(traffic: &mut impl Traffic) {
-    let clauses: [(&str, Clause<_>); 9] = [
+    let clauses: [(&str, Clause<_>); 10] = [
         ("turns are exact, and follow the weights", turns),
         ("draining keeps what is open, removal ends it", ends),
         ("a removed frontend ends its connections", removal),
@@ -79,6 +82,7 @@ pub fn check(traffic: &mut impl Traffic) {
         ("datagrams of a client stay together", datagrams),
         ("an idle flow is over", idle_datagrams),
         ("bytes and flows are counted", counting),
+        ("a task that refuses costs no error", refusal),
     ];
     for (name, clause) in clauses {
         let mut bench = Bench { traffic, name };
@@ -291,6 +295,18 @@ fn counting<T: Traffic>(bench: &mut Bench<'_, T>) {
     });
     let none = bench.traffic.flows().is_empty();
     bench.holds(none, "none is shown");
+}
+
+fn refusal<T: Traffic>(bench: &mut Bench<'_, T>) {
+    bench.serve(Protocol::Tcp, |_| {});
+    bench.traffic.refuse(0);
+    let counts = bench.count(6);
+    bench.holds(counts.iter().sum::<usize>() == 6, "all connect");
+    bench.holds(counts[0] == 0, "to the other tasks");
+    bench.until("it is counted", |bench| {
+        let stats = bench.traffic.stats();
+        stats.retries > 0 && stats.backends.iter().any(|row| row.2.connect_failures > 0)
+    });
 }
 
 fn is_refusal<V>(result: &io::Result<V>) -> bool {

@@ -20,7 +20,7 @@ use crate::support::{self, Rig};
 struct Loopback {
     rig: Rig,
     specs: [FrontendSpec; 2],
-    tasks: Vec<TcpListener>,
+    tasks: Vec<Option<TcpListener>>,
 }
 
 impl Loopback {
@@ -34,7 +34,7 @@ impl Loopback {
                 support::spec(Protocol::Tcp, &accepting.collect::<Vec<_>>()),
                 support::spec(Protocol::Udp, &answering),
             ],
-            tasks,
+            tasks: tasks.into_iter().map(Some).collect(),
         }
     }
 }
@@ -87,12 +87,18 @@ impl Traffic for Loopback {
 
     fn accept(&mut self) -> Option<(usize, TcpStream)> {
         let mut tasks = self.tasks.iter().enumerate();
-        let (at, stream) = tasks.find_map(|(at, task)| Some((at, task.accept().ok()?.0)))?;
+        let accept =
+            |(at, task): (usize, &Option<TcpListener>)| Some((at, task.as_ref()?.accept().ok()?.0));
+        let (at, stream) = tasks.find_map(accept)?;
         stream.set_nonblocking(false).unwrap();
         stream
             .set_read_timeout(Some(Duration::from_secs(5)))
             .unwrap();
         Some((at, stream))
+    }
+
+    fn refuse(&mut self, task: usize) {
+        self.tasks[task] = None;
     }
 
     fn finish(stream: &TcpStream) {
