@@ -81,6 +81,8 @@ pub(super) struct FastPath {
 }
 
 enum State {
+    /// Not begun: what an earlier agent left is as it was.
+    New,
     /// Not wanted here, or not any more.
     Off(&'static str),
     /// It cannot work here; it is tried again.
@@ -95,16 +97,16 @@ enum State {
 }
 
 impl FastPath {
-    /// Opens the fast path if it is wanted, or removes what an earlier one left.
-    pub(super) fn open(config: &Config) -> Self {
-        let mut path = Self {
+    /// A fast path that is not opened yet.
+    pub(super) fn new(config: &Config) -> Self {
+        Self {
             choice: config.plane,
             options: OpenOptions {
                 pins: config.bpf_dir.clone(),
                 flows: config.fast_path_flows,
             },
             underlay: config.advertise,
-            state: State::Off("not asked for: --plane relay"),
+            state: State::New,
             flaw: None,
             errors: Vec::new(),
             failed_looks: 0,
@@ -113,12 +115,23 @@ impl FastPath {
             lost_pins: 0,
             sweep_at: Instant::now(),
             unswept: None,
-        };
-        match path.choice {
-            PlaneChoice::Relay => path.flaw = path.remove().err(),
-            PlaneChoice::Auto | PlaneChoice::Ebpf => path.try_open(),
         }
-        path
+    }
+
+    /// Opens the fast path if it is wanted, or else removes what an earlier agent left: to be called once the relay
+    /// serves, as it takes a moment. Only the first call does anything; it returns whether it did.
+    pub(super) fn begin(&mut self) -> bool {
+        if !matches!(self.state, State::New) {
+            return false;
+        }
+        match self.choice {
+            PlaneChoice::Relay => {
+                self.state = State::Off("not asked for: --plane relay");
+                self.flaw = self.remove().err();
+            }
+            PlaneChoice::Auto | PlaneChoice::Ebpf => self.try_open(),
+        }
+        true
     }
 
     /// Tells the fast path what is around it, which also mends it. What nobody knows yet is no reason to change
@@ -190,6 +203,7 @@ impl FastPath {
     pub(super) fn standing<S: DataPlane>(&self, planes: &Planes<S, EbpfPlane>) -> FastStanding {
         let serves = matches!(self.state, State::Serving { .. });
         let reason = match &self.state {
+            State::New => Some("waits until the cluster is known".to_owned()),
             State::Off(reason) => Some((*reason).to_owned()),
             State::Absent { reason, .. } => Some(reason.clone()),
             State::Waiting { .. } => Some("waits to know what is around it".to_owned()),
@@ -214,6 +228,7 @@ impl FastPath {
             pins: self.pinned.clone(),
             lost_pins: self.lost_pins,
             reliable: match self.state {
+                State::New => None,
                 State::Waiting { .. } if self.waiting.is_none_or(|at| at.elapsed() < UNKNOWN) => {
                     None
                 }

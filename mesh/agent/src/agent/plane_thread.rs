@@ -94,7 +94,7 @@ pub(super) fn start(
     let thread = std::thread::spawn(move || {
         let worker = Worker {
             planes: Planes::new(relay, &snapshot),
-            fast: FastPath::open(&config),
+            fast: FastPath::new(&config),
             snapshot,
             overlay,
             standing,
@@ -246,6 +246,9 @@ impl Worker {
                     self.planes.step()
                 };
                 retry_at = wait.map(|wait| Instant::now() + wait);
+            }
+            if self.snapshot.synced && self.fast.begin() {
+                look_at = Instant::now();
             }
             sweep_at = self.fast.sweep(&mut self.planes);
             let begun = fresh || self.standing.borrow().is_some();

@@ -90,11 +90,16 @@ impl Shared {
     pub(super) fn starting(&self) -> BTreeSet<&'static str> {
         let snapshot = self.snapshot();
         let programmed = self.overlay_standing().programmed;
-        let planned = self.plane_standing().is_some();
+        let planes = self.plane_standing();
+        let settled = |planes: &PlanesStanding| planes.fast.reliable.is_some();
         let waits = [
             ("gossip: the first exchange with a member", snapshot.synced),
             ("overlay: the first programming", programmed),
-            ("plane: the first programming", planned),
+            ("plane: the first programming", planes.is_some()),
+            (
+                "plane: the fast path, if it can work here",
+                planes.as_ref().is_none_or(settled),
+            ),
             (
                 "overlay: a slice of the ingress network",
                 snapshot.own_networks().next().is_some(),
