@@ -6,6 +6,7 @@
 
 mod admin;
 mod bpf_fs;
+mod cgroup;
 mod command;
 mod fast_path;
 mod health;

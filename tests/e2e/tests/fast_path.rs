@@ -105,6 +105,43 @@ fn a_task_on_another_node_sees_the_client_itself() -> Result<()> {
 }
 
 #[test]
+fn processes_of_a_node_are_connected_past_the_relay_also_while_no_agent_runs() -> Result<()> {
+    let (mut cluster, _task) = started("fp-socket", 2)?;
+    let status = cluster.cli(0, &["status"])?;
+    ensure!(
+        status.contains("connect4") && !status.contains("processes of this node"),
+        "{status}"
+    );
+    let dial = |cluster: &Cluster| -> Result<()> {
+        let node = cluster.node(0);
+        let own = [node.at(8080).to_string(), node.at_v6(8080).to_string()];
+        for to in ["127.0.0.1:8080", "[::1]:8080", &own[0], &own[1]] {
+            let url = format!("http://{to}/");
+            let answer = node.run(["curl", "-sS", "--max-time", "5", &url])?.stdout;
+            ensure!(answer.contains("client: 10.208."), "{to}: {answer}");
+        }
+        Ok(())
+    };
+    dial(&cluster)?;
+    let url = format!("{}/metrics", cluster.node(0).at(HTTP_PORT));
+    let metrics = http_get(&cluster.client, &url)?.body;
+    let value = |begin: &str| {
+        let line = metrics.lines().find(|line| line.starts_with(begin));
+        let value = line.and_then(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok());
+        value.with_context(|| format!("no {begin} in\n{metrics}"))
+    };
+    ensure!(value("portolan_fast_path_packets_total{reason=\"socket_flow\"}")? == 4.0);
+    let web = "service=\"web\",port=\"8080\",protocol=\"tcp\"";
+    ensure!(value(&format!("portolan_plane_flows_total{{plane=\"ebpf\",{web}"))? == 4.0);
+    ensure!(value(&format!("portolan_plane_flows_total{{plane=\"relay\",{web}"))? == 0.0);
+    // A connected socket's datagrams are the relay's, which can move them.
+    let asked = "127.0.0.1:8080".parse()?;
+    udp_ask(cluster.node(0), asked, b"who?", Duration::from_secs(2))?;
+    cluster.kill_agent(0)?;
+    dial(&cluster)
+}
+
+#[test]
 fn each_frontend_tells_its_plane_and_why_it_is_relayed() -> Result<()> {
     let mut cluster = Cluster::start("fp-tells", Options::nodes(2).plane(Plane::Ebpf))?;
     let stack = "

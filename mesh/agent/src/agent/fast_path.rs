@@ -14,7 +14,7 @@ use portolan_model::{PlaneChoice, Snapshot};
 use portolan_overlay::Around;
 use portolan_plane::{DataPlane, Frontend, Planes, Standing};
 
-use super::bpf_fs;
+use super::{bpf_fs, cgroup::Cgroup};
 use crate::config::Config;
 
 /// How soon a fast path that could not be opened is tried again.
@@ -64,6 +64,7 @@ pub(super) struct FastPath {
     choice: PlaneChoice,
     options: OpenOptions,
     underlay: IpAddr,
+    cgroup: Cgroup,
     state: State,
     /// What is wrong with it since it was opened.
     flaw: Option<String>,
@@ -106,6 +107,7 @@ impl FastPath {
                 flows: config.fast_path_flows,
             },
             underlay: config.advertise,
+            cgroup: Cgroup::default(),
             state: State::New,
             flaw: None,
             errors: Vec::new(),
@@ -156,7 +158,7 @@ impl FastPath {
             return false;
         };
         self.note_lost_pins();
-        let surroundings = around::surroundings(around, snapshot, underlay);
+        let surroundings = around::surroundings(around, snapshot, underlay, self.cgroup.root());
         let new = match std::mem::replace(&mut self.state, State::Serving { underlay }) {
             State::Waiting { mut plane, .. } => {
                 self.note(plane.surround(&surroundings));

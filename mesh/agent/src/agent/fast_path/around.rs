@@ -1,16 +1,20 @@
 //! What the fast path has to be told, from what the overlay sees of this node and the catalog knows of others.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::PathBuf,
+};
 
 use portolan_ebpf::{Mesh, Surroundings, TaskLink};
 use portolan_model::Snapshot;
 use portolan_overlay::Around;
 
-/// The surroundings of this node, whose underlay address is given.
+/// The surroundings of this node, whose underlay address and root of cgroups are given.
 pub(super) fn surroundings(
     around: &Around,
     snapshot: &Snapshot,
     underlay: Ipv4Addr,
+    cgroup: Option<PathBuf>,
 ) -> Surroundings {
     let networks = around.networks.iter().map(|(name, network)| {
         let mesh = Mesh {
@@ -43,7 +47,7 @@ pub(super) fn surroundings(
         outside: around.outside.clone(),
         own: around.own.iter().filter_map(ipv4).collect(),
         own6: around.own.iter().filter_map(ipv6).collect(),
-        cgroup: portolan_ebpf::cgroup2_root(),
+        cgroup,
         peers: peers.collect(),
         tasks: tasks.collect(),
     }
@@ -99,10 +103,12 @@ mod tests {
             &around,
             &catalog.snapshot(true),
             Ipv4Addr::new(10, 77, 0, 11),
+            Some("/sys/fs/cgroup".into()),
         );
         let n2 = (NodeId::of_name("n2"), Ipv4Addr::new(10, 77, 0, 12));
         assert_eq!(told.peers, BTreeMap::from([n2]));
         assert_eq!(told.own, BTreeSet::from([Ipv4Addr::new(10, 77, 0, 11)]));
+        assert_eq!(told.own6, BTreeSet::from(["fd77::11".parse().unwrap()]));
         assert_eq!(told.outside, around.outside);
     }
 }
