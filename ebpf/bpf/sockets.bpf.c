@@ -83,7 +83,7 @@ static __always_inline int is_plain(const struct frontend *frontend, __u8 proto)
 struct target {
 	__be32 ip;
 	__be16 port;
-	__u32 index, generation;
+	__u32 index, generation, network;
 };
 
 /* Takes the next turn of round robin, of the tickets that packets take too. A backend that lately did not answer gets
@@ -106,6 +106,7 @@ static __always_inline int take_turn(const struct frontend *frontend, __be16 por
 	to->ip = backend->ip;
 	to->port = backend->port ? backend->port : port;
 	to->generation = backend->generation;
+	to->network = backend->network;
 	return 1;
 }
 
@@ -133,6 +134,17 @@ static __always_inline int connect(struct bpf_sock_addr *ctx, const struct front
 	return 0;
 }
 
+/* One of the addresses from which the node connects to a task; 0 leaves it to the kernel. */
+static __always_inline __be32 source_to(const struct target *to)
+{
+	__u32 network = to->network;
+	struct sources *from = bpf_map_lookup_elem(&sources, &network);
+	if (!from || !from->count)
+		return 0;
+	__u32 at = bpf_get_prandom_u32() % from->count;
+	return at < MAX_SOURCES ? from->ip[at] : 0;
+}
+
 SEC("cgroup/connect4")
 int connect4(struct bpf_sock_addr *ctx)
 {
@@ -149,6 +161,10 @@ int connect4(struct bpf_sock_addr *ctx)
 	}
 	struct target to = {};
 	if (connect(ctx, frontend, &dialled, &to)) {
+		/* An address that is not there yet is passed over; the port is left to connect(2). */
+		struct sockaddr_in from = {.family = AF_INET, .ip = source_to(&to)};
+		if (from.ip)
+			bpf_bind(ctx, &from, sizeof(from));
 		ctx->user_ip4 = to.ip;
 		ctx->user_port = to.port;
 	}
@@ -198,6 +214,9 @@ int connect6(struct bpf_sock_addr *ctx)
 	}
 	struct target to = {};
 	if (connect(ctx, frontend, &dialled, &to)) {
+		struct sockaddr_in6 from = {.family = AF_INET6, .ip = {0, 0, MAPPED, source_to(&to)}};
+		if (from.ip[3])
+			bpf_bind(ctx, &from, sizeof(from));
 		ctx->user_ip6[0] = 0;
 		ctx->user_ip6[1] = 0;
 		ctx->user_ip6[2] = MAPPED;

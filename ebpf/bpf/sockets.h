@@ -26,9 +26,26 @@ struct sock {
 	struct sock_common __sk_common;
 } __attribute__((preserve_access_index));
 
+enum { AF_INET = 2, AF_INET6 = 10 };
+
+struct sockaddr_in {
+	__u16 family;
+	__be16 port;
+	__be32 ip;
+	__u8 pad[8];
+};
+
+struct sockaddr_in6 {
+	__u16 family;
+	__be16 port;
+	__be32 flow, ip[4], scope;
+};
+
 enum { FIELD_BYTE_OFFSET = 0, FIELD_LSHIFT_U64 = 4, FIELD_RSHIFT_U64 = 5 };
 
 HELPER(46, __u64, bpf_get_socket_cookie, void *);
+HELPER(7, __u32, bpf_get_prandom_u32, void);
+HELPER(64, long, bpf_bind, struct bpf_sock_addr *, void *, int);
 HELPER(122, __u64, bpf_get_netns_cookie, void *);
 HELPER(136, struct sock *, bpf_skc_to_tcp6_sock, void *);
 
@@ -51,12 +68,22 @@ struct chosen {
 	__u32 backend, generation;
 };
 
+#define MAX_SOURCES 16
+
+/* The node's addresses for connections to tasks of a network: to one task each has some 28,000 ports. */
+struct sources {
+	__u32 count;
+	__be32 ip[MAX_SOURCES];
+};
+
 struct address6 {
 	__be32 ip[4];
 };
 
 /* The node's IPv6 addresses. */
 MAP(BPF_MAP_TYPE_HASH, own6, struct address6, __u32, 1024);
+/* By the network's place. */
+MAP(BPF_MAP_TYPE_HASH, sources, __u32, struct sources, MAX_NETWORKS);
 /* By socket and backend, what was dialled. Connections have their own, so that many of them do not push out what the
  * replies to datagrams need. */
 MAP(BPF_MAP_TYPE_LRU_HASH, tcp_dialled, struct socket_key, struct dialled, 65536);

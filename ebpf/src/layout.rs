@@ -6,6 +6,9 @@ use std::net::Ipv4Addr;
 use portolan_model::Protocol;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+/// `MAX_SOURCES` of `bpf/sockets.h`.
+pub(crate) const MAX_SOURCES: usize = 16;
+
 /// Declares a layout. Whatever has padding or a value that not all bytes are good for does not compile.
 macro_rules! layouts {
     ($($(#[$doc:meta])* $name:ident = $c:literal { $($field:ident: $type:ty,)* })*) => {
@@ -159,6 +162,11 @@ layouts! {
         tcp_idle_ms: u32,
         udp_idle_ms: u32,
         local_first: u32,
+    }
+    /// The node's addresses for connections of its processes to tasks of a network.
+    Sources = "sources" {
+        count: u32,
+        ip: [[u8; 4]; MAX_SOURCES],
     }
     /// The agent's network namespace.
     HostValue = "host" {

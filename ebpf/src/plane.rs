@@ -119,7 +119,11 @@ impl EbpfPlane {
         ]);
         errors.extend(links::settle(&mut self.object, &self.pins, &wanted));
         // Without them the relay has the node's own processes, as `sockets` tells; all else is whole.
-        self.sockets.settle(surroundings, &self.pins);
+        self.sockets.settle(
+            surroundings,
+            &sources(&self.served, surroundings, &self.places),
+            &self.pins,
+        );
         if errors.is_empty() {
             Ok(())
         } else {
@@ -253,6 +257,22 @@ impl DataPlane for EbpfPlane {
     fn flows(&self, limit: usize) -> Vec<FlowView> {
         self.live_flows(limit)
     }
+}
+
+/// From where connections to tasks begin, by the place of their network.
+fn sources<'a>(
+    served: &'a BTreeMap<Frontend, Served>,
+    around: &Surroundings,
+    places: &BTreeMap<u32, u32>,
+) -> BTreeMap<u32, &'a [Ipv4Addr]> {
+    let sources = served
+        .values()
+        .filter_map(|served| served.spec.sources.as_ref());
+    let places = sources.filter_map(|sources| {
+        let (_, mesh) = around.network_of(sources.within.network())?;
+        Some((*places.get(&mesh.vni)?, &sources.addresses[..]))
+    });
+    places.collect()
 }
 
 /// All that a map holds.

@@ -5,12 +5,17 @@ mod cgroup;
 mod links;
 mod query;
 
-use std::{collections::BTreeMap, error::Error, net::Ipv6Addr, path::Path};
+use std::{
+    collections::BTreeMap,
+    error::Error,
+    net::{Ipv4Addr, Ipv6Addr},
+    path::Path,
+};
 
 use aya::{Ebpf, EbpfLoader};
 
 use crate::{
-    EbpfError, SOCKETS,
+    EbpfError, SOCKETS, layout,
     maps::{self, Hash},
     plane::fill,
     surroundings::Surroundings,
@@ -32,13 +37,20 @@ pub(crate) struct Sockets {
 struct Loaded {
     object: Ebpf,
     own: Hash<[u8; 16], u32>,
+    sources: Hash<u32, layout::Sources>,
 }
 
 impl Sockets {
-    /// Has the programs on the cgroup of the surroundings, or on none. `pins` has the maps and the links.
-    pub(crate) fn settle(&mut self, around: &Surroundings, pins: &Path) {
+    /// Has the programs on the cgroup of the surroundings, or on none. `sources` are the addresses to connect from, by
+    /// the network's place; `pins` has the maps and the links.
+    pub(crate) fn settle(
+        &mut self,
+        around: &Surroundings,
+        sources: &BTreeMap<u32, &[Ipv4Addr]>,
+        pins: &Path,
+    ) {
         let done = match &around.cgroup {
-            Some(cgroup) => self.attach(cgroup, &around.own6, pins),
+            Some(cgroup) => self.attach(cgroup, &around.own6, sources, pins),
             None => self.detach(pins),
         };
         self.lost = match done {
@@ -62,6 +74,7 @@ impl Sockets {
         &mut self,
         cgroup: &Path,
         own: impl IntoIterator<Item = &'a Ipv6Addr>,
+        sources: &BTreeMap<u32, &[Ipv4Addr]>,
         pins: &Path,
     ) -> Result<(), EbpfError> {
         let loaded = match self.loaded.take() {
@@ -71,6 +84,8 @@ impl Sockets {
         let loaded = self.loaded.insert(loaded);
         let own: BTreeMap<_, _> = own.into_iter().map(|ip| (ip.octets(), 1)).collect();
         fill(&mut loaded.own, &own, "own IPv6 addresses")?;
+        let sources = sources.iter().map(|(network, ips)| (*network, listed(ips)));
+        fill(&mut loaded.sources, &sources.collect(), "source addresses")?;
         links::attach(&mut loaded.object, cgroup, pins)
     }
 }
@@ -89,8 +104,22 @@ impl Loaded {
                 .map_err(|source| links::refused("load", hook, source))?;
         }
         let own = maps::take(&mut object, "own6")?;
-        Ok(Self { object, own })
+        let sources = maps::take(&mut object, "sources")?;
+        Ok(Self {
+            object,
+            own,
+            sources,
+        })
     }
+}
+
+fn listed(ips: &[Ipv4Addr]) -> layout::Sources {
+    let mut sources = layout::Sources::default();
+    for (place, ip) in sources.ip.iter_mut().zip(ips) {
+        *place = ip.octets();
+        sources.count += 1;
+    }
+    sources
 }
 
 /// An error with its causes.

@@ -133,7 +133,11 @@ fn processes_of_a_node_are_connected_past_the_relay_also_while_no_agent_runs() -
     ensure!(value("portolan_fast_path_packets_total{reason=\"socket_flow\"}")? == 4.0);
     let web = "service=\"web\",port=\"8080\",protocol=\"tcp\"";
     ensure!(value(&format!("portolan_plane_flows_total{{plane=\"ebpf\",{web}"))? == 4.0);
-    ensure!(value(&format!("portolan_plane_flows_total{{plane=\"relay\",{web}"))? == 0.0);
+    ensure!(
+        value(&format!(
+            "portolan_plane_flows_total{{plane=\"relay\",{web}"
+        ))? == 0.0
+    );
     // A connected socket's datagrams are the relay's, which can move them.
     let asked = "127.0.0.1:8080".parse()?;
     udp_ask(cluster.node(0), asked, b"who?", Duration::from_secs(2))?;

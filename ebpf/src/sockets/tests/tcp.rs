@@ -1,12 +1,13 @@
 //! Connections.
 
 use std::{
-    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     thread,
 };
 
 use portolan_model::{INGRESS_NETWORK, Protocol};
-use portolan_plane::{FrontendAddress, FrontendSpec, contract};
+use portolan_plane::{FrontendAddress, FrontendSpec, Sources, contract};
 use rustix::{
     net::{AddressFamily, SocketType, connect, socket, sockopt::set_ipv6_v6only},
     thread::UnshareFlags,
@@ -165,6 +166,36 @@ fn a_virtual_address_leads_to_tasks_on_every_port() {
             assert!(dial(&format!("{VIP}:{port}")).is_err());
         }
         assert_eq!(accepted(&other), 0);
+    });
+}
+
+#[test]
+fn connections_begin_at_any_of_the_nodes_source_addresses() {
+    on_host(|host| {
+        let task = TcpListener::bind((TASKS[0], 80)).unwrap();
+        let addresses: Vec<Ipv4Addr> = (1..4).map(|n| Ipv4Addr::new(10, 208, 1, 250 + n)).collect();
+        let mut spec = contract::spec(PORT, Protocol::Tcp, &TASKS[..1]);
+        spec.sources = Some(Sources {
+            within: "10.208.0.0/12".parse().unwrap(),
+            addresses: addresses.clone(),
+        });
+        host.upsert(spec);
+        host.surround();
+        let from = |to: &str| {
+            let stream = dial(to).unwrap();
+            let (_, from) = task.accept().unwrap();
+            assert_eq!(stream.peer_addr().unwrap().to_string(), to);
+            from.ip()
+        };
+        // One that the node has not got yet is passed over.
+        assert_eq!(from("127.0.0.1:8080"), TASKS[0]);
+        for address in &addresses {
+            ip(&format!("address add {address}/32 dev lo"));
+        }
+        let seen: BTreeSet<_> = (0..50)
+            .flat_map(|_| [from("127.0.0.1:8080"), from("[::1]:8080")])
+            .collect();
+        assert_eq!(seen, addresses.into_iter().map(IpAddr::V4).collect());
     });
 }
 

@@ -7,9 +7,7 @@ use std::{
     path::PathBuf,
 };
 
-use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen,
-};
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 
 /// Where the root of the cgroups is.
 #[derive(Debug, Default)]
