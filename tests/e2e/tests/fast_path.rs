@@ -134,16 +134,16 @@ fn processes_of_a_node_are_connected_past_the_relay_also_while_no_agent_runs() -
     let metrics = http_get(&cluster.client, &url)?.body;
     let value = |begin: &str| {
         let line = metrics.lines().find(|line| line.starts_with(begin));
-        let value = line.and_then(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok());
+        let value = line.and_then(|line| line.rsplit_once(' ')?.1.parse::<u64>().ok());
         value.with_context(|| format!("no {begin} in\n{metrics}"))
     };
-    ensure!(value("portolan_fast_path_packets_total{reason=\"socket_flow\"}")? == 4.0);
+    ensure!(value("portolan_fast_path_packets_total{reason=\"socket_flow\"}")? == 4);
     let web = "service=\"web\",port=\"8080\",protocol=\"tcp\"";
-    ensure!(value(&format!("portolan_plane_flows_total{{plane=\"ebpf\",{web}"))? == 4.0);
+    ensure!(value(&format!("portolan_plane_flows_total{{plane=\"ebpf\",{web}"))? == 4);
     ensure!(
         value(&format!(
             "portolan_plane_flows_total{{plane=\"relay\",{web}"
-        ))? == 0.0
+        ))? == 0
     );
     // A connected socket's datagrams are the relay's, which can move them.
     let asked = "127.0.0.1:8080".parse()?;
