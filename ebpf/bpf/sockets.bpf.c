@@ -69,11 +69,11 @@ static __always_inline struct frontend *dialled_frontend(__be32 ip, __be16 port,
 	return bpf_map_lookup_elem(&frontends, &key);
 }
 
-/* Whether the frontend's new flows may be given to a socket: a list is the relay's to judge by, and an idle connection
- * the relay's to end. */
+/* Whether the frontend's new flows may be given to a socket. A list is the relay's to judge by, an idle connection the
+ * relay's to end; and of what sockets carry, no one counts what is open, which other balancing needs. */
 static __always_inline int is_plain(const struct frontend *frontend, __u8 proto)
 {
-	if (!(frontend->flags & FRONTEND_LISTED) && (proto == IPPROTO_UDP || !frontend->idle_ms))
+	if (!frontend->flags && (proto == IPPROTO_UDP || !frontend->idle_ms))
 		return 1;
 	tally(SOCKET_TO_RELAY_POLICY);
 	return 0;

@@ -6,7 +6,7 @@ use std::{
     thread,
 };
 
-use portolan_model::{INGRESS_NETWORK, Protocol};
+use portolan_model::{Balancing, INGRESS_NETWORK, Protocol};
 use portolan_plane::{FrontendAddress, FrontendSpec, Sources, contract};
 use rustix::{
     net::{AddressFamily, SocketType, connect, socket, sockopt::set_ipv6_v6only},
@@ -216,7 +216,7 @@ fn the_gateways_resolver_is_not_shadowed() {
 }
 
 #[test]
-fn lists_and_idle_timeouts_are_the_relays_to_keep() {
+fn other_policies_are_the_relays_to_keep() {
     on_host(|host| {
         let (task, relay) = (listen(TASKS[0], 80), relay());
         let plain = contract::spec(PORT, Protocol::Tcp, &TASKS[..1]);
@@ -224,12 +224,22 @@ fn lists_and_idle_timeouts_are_the_relays_to_keep() {
         listed.policy.allow = vec!["127.0.0.0/8".parse().unwrap()];
         let mut idle = plain.clone();
         idle.policy.tcp_idle_ms = Some(60_000);
-        for (spec, expected) in [(listed, (0, 1)), (idle, (0, 1)), (plain, (1, 0))] {
+        let mut least = plain.clone();
+        least.policy.balancing = Balancing::LeastConnections;
+        let mut source = plain.clone();
+        source.policy.balancing = Balancing::SourceHash;
+        for (spec, expected) in [
+            (listed, (0, 1)),
+            (idle, (0, 1)),
+            (least, (0, 1)),
+            (source, (0, 1)),
+            (plain, (1, 0)),
+        ] {
             host.upsert(spec);
             dial("127.0.0.1:8080").unwrap();
             assert_eq!((accepted(&task), accepted(&relay)), expected);
         }
-        assert_eq!(host.count("socket_to_relay_policy"), 2);
+        assert_eq!(host.count("socket_to_relay_policy"), 4);
     });
 }
 
