@@ -15,6 +15,13 @@ const OBJECTS: [(&str, &str); 2] = [
     ("sockets", "SOCKETS_OBJECT"),
 ];
 
+/// What clang is told, for a test that tries every clang too.
+const FLAGS: &str = concat!(
+    // v3 is the first that has atomic operations which return the old value.
+    "-mcpu=v3 -O2 -g -std=gnu11 -ffreestanding -nostdlibinc -fno-stack-protector ",
+    "-Wall -Wextra -Werror"
+);
+
 fn main() -> io::Result<()> {
     let out = PathBuf::from(env::var_os("OUT_DIR").ok_or(io::ErrorKind::NotFound)?);
     emit("cargo:rerun-if-env-changed=CLANG");
@@ -45,6 +52,10 @@ fn main() -> io::Result<()> {
         emit(&format!("cargo:rustc-env={variable}={}", object.display()));
     }
     emit(&format!(
+        "cargo:rustc-env=FAST_PATH_FLAGS=-target {} {FLAGS}",
+        target()
+    ));
+    emit(&format!(
         "cargo:rustc-env=FAST_PATH_ABSENT={}",
         out.join("absent.txt").display()
     ));
@@ -58,16 +69,10 @@ fn main() -> io::Result<()> {
 fn compile(source: &str, object: &Path) -> Result<(), String> {
     let clang =
         clang().ok_or("clang was not found (package clang; or set CLANG=/path/to/clang)")?;
-    let target = match env::var("CARGO_CFG_TARGET_ENDIAN").as_deref() {
-        Ok("big") => "bpfeb",
-        _ => "bpfel",
-    };
     let here = env::var("CARGO_MANIFEST_DIR").unwrap_or_default();
     let output = Command::new(&clang)
-        // v3 is the first that has atomic operations which return the old value.
-        .args(["-target", target, "-mcpu=v3", "-O2", "-g", "-std=gnu11"])
-        .args(["-ffreestanding", "-nostdlibinc", "-fno-stack-protector"])
-        .args(["-Wall", "-Wextra", "-Werror"])
+        .args(["-target", target()])
+        .args(FLAGS.split_whitespace())
         .arg(format!("-fdebug-prefix-map={here}=."))
         .args(["-c", source, "-o"])
         .arg(object)
@@ -81,6 +86,13 @@ fn compile(source: &str, object: &Path) -> Result<(), String> {
         emit(&format!("cargo:warning={line}"));
     }
     Err(format!("{clang} could not compile the eBPF programs"))
+}
+
+fn target() -> &'static str {
+    match env::var("CARGO_CFG_TARGET_ENDIAN").as_deref() {
+        Ok("big") => "bpfeb",
+        _ => "bpfel",
+    }
 }
 
 fn clang() -> Option<String> {

@@ -4,6 +4,7 @@
 mod bytes;
 mod callers;
 mod choices;
+mod compilers;
 mod cost;
 mod ingress;
 mod networks;

@@ -1,5 +1,7 @@
 //! One packet, one line.
 
+use portolan_model::Protocol;
+
 use crate::api::{TraceHop, TraceSide, TraceVerdict};
 
 /// A packet in the user's words.
@@ -40,7 +42,11 @@ fn kind(hop: &TraceHop) -> String {
 fn became(hop: &TraceHop) -> String {
     let task = hop.task.as_deref().unwrap_or("a task");
     let peer = hop.peer.as_deref();
-    let new = if hop.first { "new flow " } else { "" };
+    let new = match hop.first && !hop.icmp_error {
+        true if is_mid_connection(hop) => "flow found again, ",
+        true => "new flow ",
+        false => "",
+    };
     match hop.verdict {
         TraceVerdict::Forwarded => {
             let way = peer.map_or_else(
@@ -77,10 +83,13 @@ fn became(hop: &TraceHop) -> String {
     }
 }
 
+/// Whether a connection must have begun before this packet.
+fn is_mid_connection(hop: &TraceHop) -> bool {
+    hop.protocol == Some(Protocol::Tcp) && !hop.flags.iter().any(|flag| flag == "SYN")
+}
+
 #[cfg(test)]
 pub(super) mod tests {
-    use portolan_model::Protocol;
-
     use super::*;
 
     /// A SYN from a client, forwarded to another node.
@@ -130,6 +139,11 @@ pub(super) mod tests {
             ..hop()
         };
         assert_eq!(said(&here), "to web.2 (10.208.2.3:80) on this node");
+        let forgotten = TraceHop {
+            flags: vec!["ACK".to_owned()],
+            ..hop()
+        };
+        assert!(said(&forgotten).starts_with("flow found again, to web.2 "));
         let is = |verdict| TraceHop { verdict, ..hop() };
         assert_eq!(
             said(&is(TraceVerdict::Delivered)),
