@@ -27,6 +27,7 @@
 
 mod binary;
 mod clients;
+mod docker;
 mod forward;
 mod http;
 mod lab;
@@ -40,6 +41,7 @@ mod wait;
 
 pub use binary::binary;
 pub use clients::{Asked, UdpClients, ask_from};
+pub use docker::{Engine, Swarm};
 pub use forward::{Forward, Protocol};
 pub use http::{Response, http_get};
 pub use lab::{Lab, Node};

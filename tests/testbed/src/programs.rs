@@ -75,10 +75,13 @@ fn is_installed(program: &str) -> bool {
 fn package_of(program: &str) -> Option<&'static str> {
     Some(match program {
         "bridge" | "ip" | "ss" | "tc" => "iproute2",
+        "busybox" => "busybox-static",
         "curl" => "curl",
         "dig" => "dnsutils",
+        "docker" | "dockerd" => "docker.io",
         "ethtool" => "ethtool",
         "iperf3" => "iperf3",
+        "iptables" => "iptables",
         "nc" => "netcat-openbsd",
         "nft" => "nftables",
         "nginx" => "nginx-light",
