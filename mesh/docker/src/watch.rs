@@ -120,6 +120,7 @@ impl Watcher {
             Ok(events) => events,
             Err(error) => return error,
         };
+        memory.reconnected();
         let mut reading = Reading::new(client);
         let mut resync = tokio::time::interval(self.resync);
         resync.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -156,10 +157,7 @@ impl Watcher {
 
     fn publish(&self, memory: &mut Memory) {
         let link = memory.trouble().map_or(Link::Up, Link::Troubled);
-        let Some(observed) = memory.observed() else {
-            return self.set_link(link);
-        };
-        let known = memory.news(observed).map(|observed| {
+        let known = memory.news().map(|observed| {
             let wanted = translate(&observed);
             Arc::new(Known { observed, wanted })
         });

@@ -281,4 +281,21 @@ mod tests {
         let unknown = Event::of_line(br#"{"Type":"image","Action":"pull"}"#).unwrap();
         assert_eq!(unknown.change, Change::Nothing);
     }
+
+    proptest::proptest! {
+        #[test]
+        fn no_line_makes_it_panic(
+            line in "\\PC{0,60}",
+            event in 0..29_usize,
+            cut in 0..400_usize,
+            put in "[\\[\\]{}:,\"0-9a-z]{0,6}",
+        ) {
+            let _ = Event::of_line(line.as_bytes());
+            let recorded = include_str!("../../tests/data/worker-events.jsonl").lines().nth(event);
+            let mut changed = recorded.unwrap().to_owned();
+            let cut = cut.min(changed.len());
+            changed.replace_range(cut..(cut + 3).min(changed.len()), &put);
+            let _ = Event::of_line(changed.as_bytes());
+        }
+    }
 }

@@ -44,9 +44,14 @@ pub(super) struct Memory {
     /// Questions without an answer, and why.
     failing: BTreeMap<Question, String>,
     last_event_ns: Option<u64>,
+    /// Whether anything may have changed since [`Self::news`] was asked last.
+    touched: bool,
     /// What was told last.
     told: Option<Observed>,
 }
+
+/// The questions that only a manager answers.
+const OF_SWARM: [Question; 3] = [Question::Services, Question::Tasks, Question::Nodes];
 
 impl Memory {
     /// Where to resume the events.
@@ -77,9 +82,19 @@ impl Memory {
     pub(super) fn everything(&self) -> Vec<Question> {
         let mut all = vec![Question::Engine, Question::Networks, Question::Containers];
         if self.is_manager() {
-            all.extend([Question::Services, Question::Tasks, Question::Nodes]);
+            all.extend(OF_SWARM);
         }
         all
+    }
+
+    /// Whether there is anyone to answer a question.
+    pub(super) fn has_answer(&self, question: &Question) -> bool {
+        self.is_manager() || !OF_SWARM.contains(question)
+    }
+
+    /// Takes note of a new connection, on which everything will be asked anew.
+    pub(super) fn reconnected(&mut self) {
+        self.failing.clear();
     }
 
     /// Takes note of an event, and says what is to be asked now.
@@ -103,6 +118,7 @@ impl Memory {
             }
             Change::Started { container } => {
                 self.stopping.remove(container);
+                self.touched = true;
                 vec![Question::Container(container.clone())]
             }
             Change::Container {
@@ -124,7 +140,7 @@ impl Memory {
         if self.is_manager() {
             questions.push(Question::Tasks);
         } else {
-            questions.retain(|q| !matches!(q, Question::Services | Question::Nodes));
+            questions.retain(|question| self.has_answer(question));
         }
         questions
     }
@@ -139,6 +155,7 @@ impl Memory {
         let timeout = container.and_then(|c| c.stop_timeout_s);
         let until = timeout.map_or(STOPPING, |s| Duration::from_secs(s.into()) + GRACE);
         self.stopping.entry(id.to_owned()).or_insert(now + until);
+        self.touched = true;
     }
 
     fn end(&mut self, id: &str) {
@@ -148,12 +165,14 @@ impl Memory {
         self.failing.remove(&Question::Container(id.to_owned()));
         self.unreadable.remove(&(Kind::Container, id.to_owned()));
         *self.ages.entry(id.to_owned()).or_default() += 1;
+        self.touched = true;
     }
 
     /// Takes containers that have outlived their stop signal for what they are, and forgets the age of those
     /// that are long gone.
     pub(super) fn forget_survivors(&mut self, now: Instant) {
         self.stopping.retain(|_, until| now < *until);
+        self.touched = true;
         // Ages matter while an answer is under way, which is not for long.
         if self.ages.len() > 10_000 {
             self.ages.clear();
@@ -167,6 +186,10 @@ impl Memory {
         answer: Result<Value, EngineError>,
     ) -> Vec<Question> {
         let question = &asked.question;
+        self.touched = true;
+        if !self.has_answer(question) {
+            return Vec::new();
+        }
         let json = match answer {
             Ok(json) => json,
             Err(error) => return self.no_answer(asked, &error),
@@ -212,8 +235,7 @@ impl Memory {
             question => {
                 self.failing.insert(question.clone(), super::reason(error));
                 // A manager that has become a worker refuses.
-                let of_swarm = [Question::Services, Question::Tasks, Question::Nodes];
-                if of_swarm.contains(question) && matches!(error, EngineError::Refused { .. }) {
+                if OF_SWARM.contains(question) && matches!(error, EngineError::Refused { .. }) {
                     return vec![Question::Engine];
                 }
                 Vec::new()
@@ -229,7 +251,7 @@ impl Memory {
                 let before = (self.is_manager(), self.node_id());
                 self.engine = Some(engine);
                 if self.is_manager() && before != (true, self.node_id()) {
-                    return vec![Question::Services, Question::Tasks, Question::Nodes];
+                    return OF_SWARM.to_vec();
                 }
             }
             Err(unreadable) => {
@@ -267,7 +289,7 @@ impl Memory {
             }
         };
         self.unreadable.remove(&(Kind::Container, String::new()));
-        if !self.listed {
+        if !self.listed || !self.unseen.is_empty() {
             self.listed = true;
             let unseen = list.iter().filter(|id| !self.containers.contains_key(*id));
             self.unseen = unseen.cloned().collect();
@@ -316,7 +338,7 @@ impl Memory {
     }
 
     /// Everything that is known; `None` until all has been read once.
-    pub(super) fn observed(&self) -> Option<Observed> {
+    fn observed(&self) -> Option<Observed> {
         let engine = self.engine.clone()?;
         let networks = self.networks.clone()?;
         let (services, tasks, nodes) = if self.is_manager() {
@@ -350,8 +372,12 @@ impl Memory {
         })
     }
 
-    /// What is known, if it differs from what was told last.
-    pub(super) fn news(&mut self, observed: Observed) -> Option<Observed> {
+    /// What is known, if that is everything and differs from what was told last.
+    pub(super) fn news(&mut self) -> Option<Observed> {
+        if !std::mem::take(&mut self.touched) {
+            return None;
+        }
+        let observed = self.observed()?;
         if self.told.as_ref() == Some(&observed) {
             return None;
         }

@@ -108,7 +108,8 @@ impl Reading {
                 () = until(at) => {
                     self.at = None;
                     self.last = Some(Instant::now());
-                    self.ready.append(&mut self.waiting);
+                    let waiting = std::mem::take(&mut self.waiting).into_iter();
+                    self.ready.extend(waiting.filter(|question| memory.has_answer(question)));
                     self.start(memory);
                 }
                 () = until(again) => {

@@ -74,10 +74,8 @@ async fn an_engine_of_later_years_is_spoken_to_in_the_oldest_version_that_it_kno
     let fake = Fake::worker();
     fake.state().engine["version"]["ApiVersion"] = json!("1.52");
     fake.state().engine["version"]["MinAPIVersion"] = json!("1.44");
-    let mut followed = Followed::new(&fake.socket());
-    followed
-        .until("it is asked", |_| fake.asked("/v1.44/events") > 0)
-        .await;
+    let _followed = Followed::new(&fake.socket());
+    fake.asked_more("/v1.44/events", 0).await;
 }
 
 #[tokio::test]
@@ -114,6 +112,25 @@ async fn what_is_known_outlives_the_engine_and_is_brought_up_to_date_when_it_is_
     let restarted =
         |seen: &portolan_docker::Seen| task(seen, "plain").unwrap().started_ms == 1_795_237_200_000;
     followed.until("the new start is seen", restarted).await;
+}
+
+#[tokio::test]
+async fn a_container_that_goes_with_the_engine_before_it_was_seen_is_not_waited_for() {
+    let mut fake = Fake::worker();
+    let web = fake.id_of("web.2");
+    fake.state()
+        .delays
+        .push((web.clone(), Duration::from_mins(1)));
+    let mut followed = Followed::new(&fake.socket());
+    fake.asked_more(&web, 0).await;
+    fake.stop().await;
+    fake.state().engine["inspect"]
+        .as_object_mut()
+        .unwrap()
+        .remove(&web);
+    fake.start();
+    let seen = followed.known().await;
+    assert!(task(&seen, "web.2").is_none() && task(&seen, "plain").is_some());
 }
 
 #[tokio::test]

@@ -140,9 +140,7 @@ async fn an_answer_from_before_the_end_brings_nothing_back() {
         &json!({"com.docker.swarm.task": ""}),
     );
     let asked = fake.asked(&web);
-    while fake.asked(&web) == asked {
-        tokio::task::yield_now().await;
-    }
+    fake.asked_more(&web, asked).await;
     // The answer is made, and on its way.
     fake.state().engine["inspect"]
         .as_object_mut()
@@ -252,6 +250,15 @@ async fn a_manager_that_becomes_a_worker_forgets_the_swarm() {
     followed
         .until("nothing is amiss", |seen| seen.link == Link::Up)
         .await;
+    // No one asks a worker what only a manager answers.
+    let asked = fake.asked("/services");
+    let again = followed.seen.wait_for(|seen| seen.link != Link::Up);
+    assert!(
+        tokio::time::timeout(Duration::from_millis(1500), again)
+            .await
+            .is_err()
+    );
+    assert_eq!(fake.asked("/services"), asked);
     // And back.
     fake.state().engine["info"]["Swarm"]["ControlAvailable"] = json!(true);
     fake.state().instead.clear();
@@ -333,9 +340,7 @@ async fn nothing_is_told_twice() {
     let (watcher, seen) = watch(&fake.socket());
     let mut followed = Followed::with((watcher.with_resync(Duration::from_millis(50)), seen));
     followed.known().await;
-    let resynced = fake.asked("/info") + 3;
-    while fake.asked("/info") < resynced {
-        assert!(!followed.seen.has_changed().unwrap());
-        tokio::task::yield_now().await;
-    }
+    followed.seen.mark_unchanged();
+    fake.asked_more("/info", fake.asked("/info") + 3).await;
+    assert!(!followed.seen.has_changed().unwrap());
 }

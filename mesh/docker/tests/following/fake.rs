@@ -134,6 +134,17 @@ impl Fake {
             .filter(|path| path.contains(part))
             .count()
     }
+
+    /// Waits until a path that holds this was asked for more often than so.
+    pub(crate) async fn asked_more(&self, part: &str, than: usize) {
+        let asked = async {
+            while self.asked(part) <= than {
+                tokio::task::yield_now().await;
+            }
+        };
+        let asked = tokio::time::timeout(SOON, asked).await;
+        assert!(asked.is_ok(), "waited in vain for a question of {part}");
+    }
 }
 
 async fn serve(
