@@ -59,6 +59,16 @@ fn pack(dir: &Path, to: &Path) -> Result<()> {
     let which = output_within(Command::new("sh").args(["-c", "command -v busybox"]), LIMIT)?;
     let program = root.join("bin/busybox");
     fs::copy(which.success()?.stdout.trim_end(), &program).context("copy busybox")?;
+    // In a container there is no library for it.
+    let alone = output_within(
+        Command::new("chroot")
+            .arg(&root)
+            .args(["/bin/busybox", "true"]),
+        LIMIT,
+    )?;
+    alone
+        .success()
+        .context("busybox is not a static program (apt-get install busybox-static)")?;
     let list = output_within(Command::new(&program).arg("--list"), LIMIT)?.success()?;
     for name in list.stdout.lines().filter(|name| *name != "busybox") {
         symlink("busybox", root.join("bin").join(name))?;
