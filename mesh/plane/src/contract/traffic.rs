@@ -19,7 +19,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use portolan_model::Protocol;
+use portolan_model::{Balancing, Protocol};
 
 use super::{holds, plan, upsert};
 use crate::{BackendState, FlowView, FrontendSpec, FrontendStats, Op, Plan};
@@ -37,8 +37,8 @@ pub trait Traffic {
     /// A UDP socket of a client.
     type Socket;
 
-    /// A frontend with the three tasks as backends, active and of weight 1, in the order of their numbers; for each
-    /// protocol the same one each time.
+    /// A frontend with the three tasks as backends, active and of weight 1, in the order of their numbers, the first
+    /// of them on this node and no other; for each protocol the same one each time.
     fn spec(&self, protocol: Protocol) -> FrontendSpec;
     /// A client's address.
     fn client(&self, client: usize) -> IpAddr;
@@ -72,8 +72,9 @@ pub trait Traffic {
 
 /// Runs all clauses; it panics with the one that was broken. The plane serves nothing before and after.
 pub fn check(traffic: &mut impl Traffic) {
-    let clauses: [(&str, Clause<_>); 10] = [
+    let clauses: [(&str, Clause<_>); 11] = [
         ("turns are exact, and follow the weights", turns),
+        ("balancing is what the policy says", balancing),
         ("draining keeps what is open, removal ends it", ends),
         ("a removed frontend ends its connections", removal),
         ("one direction may end before the other", half_closed),
@@ -118,6 +119,38 @@ fn turns<T: Traffic>(bench: &mut Bench<'_, T>) {
     bench.upsert(&spec);
     let counts = bench.count(8);
     bench.holds(counts == [6, 2, 0], "weights of 3, 1 and 0");
+}
+
+fn balancing<T: Traffic>(bench: &mut Bench<'_, T>) {
+    let mut spec = bench.serve(Protocol::Tcp, |spec| spec.policy.local_first = true);
+    let counts = bench.count(3);
+    bench.holds(counts == [3, 0, 0], "this node's tasks first");
+    bench.set_state(&mut spec, 0, BackendState::Draining);
+    let counts = bench.count(4);
+    bench.holds(counts == [0, 2, 2], "the others when there are none");
+
+    bench.serve(Protocol::Tcp, |spec| {
+        spec.policy.balancing = Balancing::SourceHash;
+    });
+    for client in [0, 1] {
+        let first = bench.open_from(client).at;
+        let same = (0..3).all(|_| bench.open_from(client).at == first);
+        bench.holds(same, "a client keeps its task");
+    }
+
+    bench.serve(Protocol::Tcp, |spec| {
+        spec.policy.balancing = Balancing::LeastConnections;
+    });
+    bench.until("all earlier ones are over", |bench| bench.active() == 0);
+    let mut pairs = [bench.open(), bench.open(), bench.open()];
+    pairs.sort_by_key(|pair| pair.at);
+    let [first, second, third] = pairs;
+    let at = [first.at, second.at, third.at];
+    bench.holds(at == [0, 1, 2], "each has one");
+    drop(second);
+    bench.until("it is over", |bench| bench.active() == 2);
+    let next = bench.open().at;
+    bench.holds(next == 1, "the next is for who has fewest");
 }
 
 fn ends<T: Traffic>(bench: &mut Bench<'_, T>) {
@@ -289,10 +322,7 @@ fn counting<T: Traffic>(bench: &mut Bench<'_, T>) {
         .filter(|flow| flow.client.ip() == client && (flow.bytes_in, flow.bytes_out) == (2, 2));
     bench.holds(shown.count() == 2, "live flows are shown");
     drop(pairs);
-    bench.until("none is active", |bench| {
-        let stats = bench.traffic.stats();
-        stats.backends.iter().all(|row| row.2.active == 0)
-    });
+    bench.until("none is active", |bench| bench.active() == 0);
     let none = bench.traffic.flows().is_empty();
     bench.holds(none, "none is shown");
 }
@@ -383,6 +413,12 @@ impl<T: Traffic> Bench<'_, T> {
             }
         }
         counts
+    }
+
+    fn active(&mut self) -> u64 {
+        self.traffic.attend();
+        let backends = self.traffic.stats().backends;
+        backends.iter().map(|row| row.2.active).sum()
     }
 
     fn ask_all<const N: usize>(&mut self, sockets: &[T::Socket; N]) -> [Option<usize>; N] {

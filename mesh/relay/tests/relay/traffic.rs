@@ -64,7 +64,11 @@ impl Traffic for Loopback {
     fn spec(&self, protocol: Protocol) -> FrontendSpec {
         let mut specs = self.specs.iter();
         let of = |spec: &&FrontendSpec| spec.frontend.protocol == protocol;
-        specs.find(of).unwrap().clone()
+        let mut spec = specs.find(of).unwrap().clone();
+        for (number, backend) in spec.backends.iter_mut().enumerate() {
+            backend.local = number == 0;
+        }
+        spec
     }
 
     fn client(&self, client: usize) -> IpAddr {
