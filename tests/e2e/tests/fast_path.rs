@@ -448,3 +448,28 @@ fn a_drain_waits_for_the_flows_of_the_fast_path() -> Result<()> {
     cluster.agent(0)?.wait(Duration::from_secs(5))?;
     Ok(())
 }
+
+#[test]
+fn a_build_with_other_maps_follows_one_that_is_at_work() -> Result<()> {
+    let (mut cluster, _task) = started("fp-layout", 2)?;
+    let target = format!("{}/", cluster.node(0).at(8080));
+    let load = Load::start(&cluster.client, &target, LoadOptions::per_second(100))?;
+    cluster.kill_agent(0)?;
+    // As another build would have called them, and still at work.
+    let (ours, others) = (cluster.file(0, "bpf/v1"), cluster.file(0, "bpf/v0"));
+    fs::rename(&ours, &others)?;
+    is_seen_itself(&cluster, 0)?;
+    cluster.start_agent(0)?;
+    cluster.wait_ready()?;
+    wait_until(HEALED, "only this build's programs are at work", || {
+        Ok((ours.exists() && !others.exists()).then_some(()))
+    })?;
+    is_seen_itself(&cluster, 0)?;
+    let report = load.stop()?;
+    let unconnected = report
+        .failures
+        .iter()
+        .any(|f| f.error.contains(": connect"));
+    ensure!(report.requests > 0 && !unconnected, "{report}");
+    Ok(())
+}

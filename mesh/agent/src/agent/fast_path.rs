@@ -1,11 +1,11 @@
 //! The fast path as the agent has it: opened where it can work, told what is around it, and lost and found again.
 
 mod around;
+mod pins;
 
 use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr},
-    path::Path,
     time::{Duration, Instant},
 };
 
@@ -14,7 +14,9 @@ use portolan_model::{PlaneChoice, Snapshot};
 use portolan_overlay::Around;
 use portolan_plane::{DataPlane, Frontend, Planes, Standing};
 
-use super::{bpf_fs, cgroup::Cgroup};
+pub(super) use pins::clean;
+
+use super::cgroup::Cgroup;
 use crate::config::Config;
 
 /// How soon a fast path that could not be opened is tried again.
@@ -73,6 +75,8 @@ pub(super) struct FastPath {
     failed_looks: u32,
     /// Since when only what is around it is waited for.
     waiting: Option<Instant>,
+    /// Whether programs of other builds were removed.
+    alone: bool,
     /// What was pinned after the last look.
     pinned: Vec<String>,
     lost_pins: u64,
@@ -113,6 +117,7 @@ impl FastPath {
             errors: Vec::new(),
             failed_looks: 0,
             waiting: None,
+            alone: false,
             pinned: Vec::new(),
             lost_pins: 0,
             sweep_at: Instant::now(),
@@ -129,7 +134,7 @@ impl FastPath {
         match self.choice {
             PlaneChoice::Relay => {
                 self.state = State::Off("not asked for: --plane relay");
-                self.flaw = self.remove().err();
+                self.flaw = pins::remove_all(&self.options.pins).err();
             }
             PlaneChoice::Auto | PlaneChoice::Ebpf => self.try_open(),
         }
@@ -170,8 +175,12 @@ impl FastPath {
         if !new && let Some(plane) = planes.fast_mut() {
             let surrounded = plane.surround(&surroundings);
             self.note(surrounded);
+            // By now its maps are filled, and no packet misses the others.
+            if !std::mem::replace(&mut self.alone, true) {
+                self.note_layouts();
+            }
         }
-        self.pinned = self.pins();
+        self.pinned = pins::names(&self.options.pins);
         new
     }
 
@@ -198,7 +207,7 @@ impl FastPath {
         self.state = State::Off("taken down: this node leaves");
         drop(planes.take_fast());
         self.pinned.clear();
-        self.remove()
+        pins::remove_all(&self.options.pins)
     }
 
     /// How it stands.
@@ -242,7 +251,7 @@ impl FastPath {
 
     fn try_open(&mut self) {
         let opened = match self.underlay {
-            IpAddr::V4(underlay) => open_plane(&self.options).map(|(plane, flaw)| {
+            IpAddr::V4(underlay) => pins::open(&self.options).map(|(plane, flaw)| {
                 self.flaw = flaw;
                 State::Waiting {
                     plane: Box::new(plane),
@@ -283,9 +292,17 @@ impl FastPath {
         self.errors = errors;
     }
 
+    /// Lets this build's programs be the only ones.
+    fn note_layouts(&mut self) {
+        if let Err(error) = pins::remove_other_layouts(&self.options.pins) {
+            tracing::warn!(error, "programs of another build go on");
+            self.flaw.get_or_insert(error);
+        }
+    }
+
     /// Notes the pins that are gone since the last look. A program goes with the pin of its link: that is mended next.
     fn note_lost_pins(&mut self) {
-        let present = self.pins();
+        let present = pins::names(&self.options.pins);
         let gone = self.pinned.iter().filter(|pin| !present.contains(pin));
         for pin in gone {
             tracing::warn!(
@@ -295,74 +312,6 @@ impl FastPath {
             self.lost_pins += 1;
         }
     }
-
-    fn remove(&self) -> Result<(), String> {
-        remove_pins(&self.options.pins)
-    }
-
-    fn pins(&self) -> Vec<String> {
-        let pins = EbpfPlane::pins(&self.options.pins).unwrap_or_default();
-        let mut names: Vec<String> = pins
-            .iter()
-            .filter_map(|pin| {
-                Some(
-                    pin.strip_prefix(&self.options.pins)
-                        .ok()?
-                        .display()
-                        .to_string(),
-                )
-            })
-            .collect();
-        // Links, which end in where they are attached, say more than maps.
-        names.sort_by_key(|name| (!name.contains('-'), name.clone()));
-        names
-    }
-}
-
-/// Removes all pins below a directory, and the file system that an agent mounted for them.
-///
-/// # Errors
-/// What could not be removed.
-pub(super) fn clean(dir: &Path) -> Result<(), String> {
-    remove_pins(dir)?;
-    bpf_fs::release(dir).map_err(|e| format!("{e:#}"))
-}
-
-fn remove_pins(dir: &Path) -> Result<(), String> {
-    if !dir.exists() {
-        return Ok(());
-    }
-    EbpfPlane::clean(dir).map_err(|e| super::with_causes(&e))
-}
-
-/// The fast path, and what is wrong with it. Where it cannot be opened, what an earlier agent left is removed: its
-/// programs would go on by tables that nobody keeps.
-fn open_plane(options: &OpenOptions) -> Result<(EbpfPlane, Option<String>), String> {
-    bpf_fs::prepare(&options.pins).map_err(|e| format!("{e:#}"))?;
-    if let Err(unavailable) = portolan_ebpf::probe(&options.pins) {
-        // A build without the programs may follow one that had them.
-        remove_pins(&options.pins)?;
-        return Err(unavailable.to_string());
-    }
-    let opened = match EbpfPlane::open(options) {
-        // Its flows are worth more than the number.
-        Err(error @ EbpfError::Size { present, .. }) => {
-            let kept = OpenOptions {
-                flows: present,
-                ..options.clone()
-            };
-            EbpfPlane::open(&kept).map(|plane| (plane, Some(error.to_string())))
-        }
-        opened => opened.map(|plane| (plane, None)),
-    };
-    opened.map_err(|error| {
-        let reason = super::with_causes(&error);
-        let others = matches!(error, EbpfError::Foreign { .. });
-        match (!others).then(|| remove_pins(&options.pins)) {
-            Some(Err(left)) => format!("{reason}; and what is pinned goes on: {left}"),
-            _ => reason,
-        }
-    })
 }
 
 /// Why frontends are the relay's although the fast path serves.
