@@ -69,6 +69,7 @@ struct chosen {
 };
 
 #define MAX_SOURCES 16
+_Static_assert((MAX_SOURCES & (MAX_SOURCES - 1)) == 0, "a mask is made of it");
 
 /* The node's addresses for connections to tasks of a network: to one task each has some 28,000 ports. */
 struct sources {
