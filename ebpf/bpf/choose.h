@@ -15,6 +15,8 @@ struct call {
 	const struct packet *packet;
 	const struct frontend *frontend;
 	const struct task *client; /* if it is a task of this node */
+	__u32 ifindex;		   /* the link by which it came */
+	__u32 sent_back;	   /* how many backends could not take it */
 	__u8 again;		   /* as of a flow */
 };
 
@@ -26,7 +28,7 @@ static __always_inline struct tuple way_back_from(const struct call *call, const
 }
 
 /* The entry of the way back. */
-static __always_inline struct flow returning(struct __sk_buff *skb, const struct call *call, __u32 index, const struct backend *backend, __u64 now)
+static __always_inline struct flow returning(const struct call *call, __u32 index, const struct backend *backend, __u64 now)
 {
 	const struct tuple *t = &call->packet->tuple;
 	__be16 port = backend->port ? backend->port : t->dport;
@@ -40,7 +42,7 @@ static __always_inline struct flow returning(struct __sk_buff *skb, const struct
 		.port_delta = port == t->dport ? 0 : port_delta(port, t->dport),
 		.node = backend->node,
 		.network = backend->network,
-		.ifindex = skb->ifindex,
+		.ifindex = call->ifindex,
 		.backend = index,
 		.generation = backend->generation,
 		.frontend = call->frontend->id,
@@ -70,11 +72,11 @@ static __always_inline void turn_round(struct flow *flow, const struct call *cal
 }
 
 /* Begins a flow from a client to a backend, unless the backend has one of the same addresses and ports. */
-static __always_inline struct flow *begin(struct __sk_buff *skb, const struct call *call, __u32 index, const struct backend *backend, __u64 now)
+static __always_inline struct flow *begin(const struct call *call, __u32 index, const struct backend *backend, __u64 now)
 {
 	const struct tuple *t = &call->packet->tuple;
 	struct tuple way_back = way_back_from(call, backend);
-	struct flow flow = returning(skb, call, index, backend, now);
+	struct flow flow = returning(call, index, backend, now);
 	if (bpf_map_update_elem(&flows, &way_back, &flow, BPF_NOEXIST)) {
 		struct flow *old = bpf_map_lookup_elem(&flows, &way_back);
 		int same = old && old->kind == FLOW_RETURN && old->ip == t->daddr && old->port == t->dport;
@@ -86,6 +88,7 @@ static __always_inline struct flow *begin(struct __sk_buff *skb, const struct ca
 			return 0;
 	}
 	turn_round(&flow, call, backend);
+	flow.sent_back = call->sent_back;
 	if (bpf_map_update_elem(&flows, t, &flow, BPF_ANY))
 		return 0;
 	struct backend_counters *counters = bpf_map_lookup_elem(&backend_stats, &index);
@@ -174,7 +177,7 @@ static __always_inline int pick(const struct call *call, __u32 *ticket, int try,
 }
 
 /* Gives a new flow a backend. If there is none, `why` says why. */
-static __always_inline struct flow *choose(struct __sk_buff *skb, const struct call *call, enum counter *why)
+static __always_inline struct flow *choose(const struct call *call, enum counter *why)
 {
 	__u64 now = bpf_ktime_get_coarse_ns();
 	__u32 id = call->frontend->id;
@@ -183,17 +186,17 @@ static __always_inline struct flow *choose(struct __sk_buff *skb, const struct c
 		return 0;
 	for (int try = 0; try < TRIES; try++) {
 		__u32 index;
-		if (!pick(call, ticket, try, now, &index))
+		if (!pick(call, ticket, call->sent_back + try, now, &index))
 			continue;
 		struct backend *backend = bpf_map_lookup_elem(&backends, &index);
 		if (!backend || (try < LAST_TRIES && backend->passed_over > now))
 			continue;
 		/* No packet leaves by the link that it came by: to itself a task gets through the relay. */
-		if (call->client && !backend->node && backend->ifindex == skb->ifindex) {
+		if (call->client && !backend->node && backend->ifindex == call->ifindex) {
 			*why = TO_RELAY_SELF;
 			return 0;
 		}
-		struct flow *flow = begin(skb, call, index, backend, now);
+		struct flow *flow = begin(call, index, backend, now);
 		if (flow)
 			return flow;
 	}
@@ -232,7 +235,7 @@ static long has_flow(__u32 number, struct search *search)
 
 /* Finds the backend of a connection whose way there was forgotten: by the way back, and else, as it may be another
  * node's connection, where every node would look for it. */
-static __always_inline struct flow *recover(struct __sk_buff *skb, const struct call *call)
+static __always_inline struct flow *recover(const struct call *call)
 {
 	const struct tuple *t = &call->packet->tuple;
 	__u64 now = bpf_ktime_get_coarse_ns();
@@ -244,15 +247,15 @@ static __always_inline struct flow *recover(struct __sk_buff *skb, const struct 
 		return 0;
 	__u32 index = search.index;
 	struct backend *backend = bpf_map_lookup_elem(&backends, &index);
-	if (!backend || (call->client && !backend->node && backend->ifindex == skb->ifindex))
+	if (!backend || (call->client && !backend->node && backend->ifindex == call->ifindex))
 		return 0;
 	if (!search.found) {
-		struct flow *flow = begin(skb, call, index, backend, now);
+		struct flow *flow = begin(call, index, backend, now);
 		if (flow)
 			count(MAGLEV);
 		return flow;
 	}
-	struct flow flow = returning(skb, call, index, backend, now);
+	struct flow flow = returning(call, index, backend, now);
 	turn_round(&flow, call, backend);
 	if (bpf_map_update_elem(&flows, t, &flow, BPF_ANY))
 		return 0;

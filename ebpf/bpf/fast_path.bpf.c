@@ -6,6 +6,7 @@
  * tunnel. A task may be the client too, of a published port or of a virtual address: then its packets come by
  * `from_task`, and its replies are handed to it. What is not ours goes to the next program and to the kernel. */
 #include "choose.h"
+#include "too_big.h"
 #include "trace.h"
 
 static __always_inline int forward(struct __sk_buff *skb, const struct packet *p, struct flow *f)
@@ -13,6 +14,8 @@ static __always_inline int forward(struct __sk_buff *skb, const struct packet *p
 	struct network *network = bpf_map_lookup_elem(&networks, &f->network);
 	if (!network)
 		return drop(DROP_FAILED);
+	if (f->node && is_too_big(skb, p, network->mtu))
+		return tell_too_big(skb, network->mtu, p->tuple.daddr);
 	book(p, f);
 	book_backend(p, f->backend, DESTINATION);
 	if (rewrite(skb, p, f, DESTINATION))
@@ -75,6 +78,8 @@ enum past {
 	NEW = 1,
 	AGAIN, /* its backend refused it or did not answer; it is to have another one */
 	STALE, /* its backend is gone */
+	/* And more: so many backends could not take it. */
+	SENT = 16,
 };
 
 /* Whether a packet of a flow that is known begins a new one: enum past, or 0. The old one is over, or it was never
@@ -108,13 +113,15 @@ static __always_inline int begins_anew(const struct packet *p, struct flow *f)
 /* A packet to a frontend, of a flow that is not known, or no longer valid. */
 static __always_inline int first(struct __sk_buff *skb, const struct packet *p, const struct frontend *frontend, const struct task *client, int past)
 {
-	struct call call = {.packet = p, .frontend = frontend, .client = client, .again = past == AGAIN};
+	struct call call = {.packet = p, .frontend = frontend, .client = client, .ifindex = skb->ifindex, .again = past == AGAIN};
+	if (past >= SENT)
+		call.sent_back = past - SENT;
 	if (p->tuple.proto == IPPROTO_TCP && !is_syn(p)) {
 		if (past == STALE)
 			return leave(ENDED);
 		if (is_relayed(skb, p))
 			return leave(TO_RELAY_FLOW);
-		struct flow *lost = recover(skb, &call);
+		struct flow *lost = recover(&call);
 		if (lost)
 			return forward(skb, p, lost);
 		return frontend->slots ? drop(DROP_NO_FLOW) : leave(TO_RELAY_NO_BACKEND);
@@ -124,7 +131,7 @@ static __always_inline int first(struct __sk_buff *skb, const struct packet *p, 
 	if (!allows(frontend, p->tuple.saddr))
 		return leave(TO_RELAY_NOT_ALLOWED);
 	enum counter why = TO_RELAY_COLLISION;
-	struct flow *f = choose(skb, &call, &why);
+	struct flow *f = call.sent_back < TRIES ? choose(&call, &why) : 0;
 	if (f)
 		return forward(skb, p, f);
 	__u64 now = bpf_ktime_get_coarse_ns();
@@ -149,6 +156,10 @@ static __always_inline int known(struct __sk_buff *skb, const struct packet *p, 
 			return forward(skb, p, f);
 		/* Should the relay get the new one, its packets are not to be taken for the old one's. */
 		bpf_map_delete_elem(&flows, &p->tuple);
+		return BEGINS;
+	}
+	if (f->kind == FLOW_SENT_BACK) {
+		*past = SENT + f->sent_back;
 		return BEGINS;
 	}
 	if (f->kind != FLOW_RELAY)
@@ -181,6 +192,30 @@ static __always_inline int judge_from_outside(struct __sk_buff *skb, const struc
 	return past == STALE ? leave(ENDED) : TCX_NEXT;
 }
 
+/* A flow's first packet, which the task's node sent back, as the task has a flow of the same addresses and ports
+ * through another node. It comes once more by the client's link, and is given another backend there. */
+static __always_inline int choose_again(struct __sk_buff *skb, const struct packet *p, __u32 node)
+{
+	struct tuple way_back = reversed(&p->tuple);
+	struct flow *back = bpf_map_lookup_elem(&flows, &way_back);
+	if (!back || back->kind != FLOW_RETURN || back->node != node || back->packets)
+		return TCX_NEXT;
+	struct tuple way_there = {.saddr = p->tuple.saddr, .daddr = back->ip, .sport = p->tuple.sport, .dport = back->port, .proto = p->tuple.proto};
+	struct flow *there = bpf_map_lookup_elem(&flows, &way_there);
+	if (!there || there->kind != FLOW_FORWARD || there->backend != back->backend)
+		return TCX_NEXT;
+	__u32 ifindex = back->ifindex;
+	/* What took the backend's address for the frontend's does the reverse at the other end too. */
+	if (rewrite(skb, p, back, DESTINATION))
+		return drop(DROP_FAILED);
+	there->kind = FLOW_SENT_BACK;
+	there->sent_back += 1;
+	bpf_map_delete_elem(&flows, &way_back);
+	count(COLLISION);
+	bpf_skb_change_type(skb, PACKET_HOST);
+	return bpf_redirect(ifindex, BPF_F_INGRESS);
+}
+
 /* A packet that another node sends to a task of this one, for a client of its own. */
 static __always_inline int deliver(struct __sk_buff *skb, const struct packet *p, struct flow *f, __u32 network)
 {
@@ -193,7 +228,7 @@ static __always_inline int deliver(struct __sk_buff *skb, const struct packet *p
 	}
 	struct task *task = bpf_map_lookup_elem(&tasks, &p->tuple.daddr);
 	if (!task)
-		return TCX_NEXT;
+		return choose_again(skb, p, key.remote_ipv4);
 	if (task->network != network)
 		return drop(DROP_MISDIRECTED);
 	if (!bpf_map_lookup_elem(&peers, &key.remote_ipv4))
@@ -201,8 +236,16 @@ static __always_inline int deliver(struct __sk_buff *skb, const struct packet *p
 	__u64 now = bpf_ktime_get_coarse_ns();
 	struct tuple way_back = reversed(&p->tuple);
 	struct flow *old = bpf_map_lookup_elem(&flows, &way_back);
-	if (old && !(old->kind == FLOW_BACK && old->node == key.remote_ipv4) && !is_over(&way_back, old, now))
-		return drop(DROP_COLLISION);
+	int begins = p->tuple.proto == IPPROTO_UDP || is_syn(p);
+	/* What comes in the middle of a connection by another node than before has moved there. */
+	int same = old && old->kind == FLOW_BACK && (!begins || old->node == key.remote_ipv4);
+	if (old && !same && !is_over(&way_back, old, now)) {
+		struct network *by = bpf_map_lookup_elem(&networks, &network);
+		if (!begins || !by)
+			return drop(DROP_COLLISION);
+		count(SENT_BACK);
+		return encapsulate(skb, by, key.remote_ipv4);
+	}
 	struct flow flow = {.created = now, .seen = now, .kind = FLOW_BACK, .node = key.remote_ipv4, .network = network, .ifindex = task->ifindex};
 	if (bpf_map_update_elem(&flows, &way_back, &flow, BPF_ANY))
 		return drop(DROP_FAILED);
@@ -238,6 +281,8 @@ static __always_inline int send_back(struct __sk_buff *skb, const struct packet 
 	struct network *network = bpf_map_lookup_elem(&networks, &f->network);
 	if (!network || skb->ifindex != f->ifindex)
 		return drop(DROP_MISDIRECTED);
+	if (is_too_big(skb, p, network->mtu))
+		return tell_too_big(skb, network->mtu, network->gateway);
 	book(p, f);
 	fit(skb, p, network);
 	return encapsulate(skb, network, f->node);

@@ -35,6 +35,9 @@ enum { BPF_ANY = 0, BPF_NOEXIST = 1 };
 enum { TCX_NEXT = -1, TCX_PASS = 0, TCX_DROP = 2, TCX_REDIRECT = 7 };
 enum { BPF_F_PSEUDO_HDR = 0x10, BPF_F_MARK_MANGLED_0 = 0x20 };
 enum { BPF_F_ZERO_CSUM_TX = 2 };
+enum { BPF_F_INGRESS = 1 };
+enum { PACKET_HOST = 0 };
+enum { BPF_ADJ_ROOM_MAC = 1 };
 enum { BPF_F_CURRENT_NETNS = -1 };
 enum { IPPROTO_ICMP = 1, IPPROTO_TCP = 6, IPPROTO_UDP = 17 };
 enum { BPF_TCP_LISTEN = 10 };
@@ -42,6 +45,11 @@ enum { BPF_TCP_LISTEN = 10 };
 struct __sk_buff {
 	__u32 len, pkt_type, mark, queue_mapping, protocol, vlan_present, vlan_tci, vlan_proto, priority;
 	__u32 ingress_ifindex, ifindex, tc_index, cb[5], hash, tc_classid, data, data_end, napi_id;
+	__u32 family, remote_ip4, local_ip4, remote_ip6[4], local_ip6[4], remote_port, local_port, data_meta;
+	__u64 flow_keys, tstamp;
+	__u32 wire_len, gso_segs;
+	__u64 sk;
+	__u32 gso_size;
 };
 
 struct bpf_sock {
@@ -96,7 +104,10 @@ HELPER(21, long, bpf_skb_set_tunnel_key, struct __sk_buff *, struct bpf_tunnel_k
 HELPER(23, long, bpf_redirect, __u32, __u64);
 HELPER(26, long, bpf_skb_load_bytes, const void *, __u32, void *, __u32);
 HELPER(28, __s64, bpf_csum_diff, __be32 *, __u32, __be32 *, __u32, __u32);
+HELPER(32, long, bpf_skb_change_type, struct __sk_buff *, __u32);
+HELPER(38, long, bpf_skb_change_tail, struct __sk_buff *, __u32, __u64);
 HELPER(39, long, bpf_skb_pull_data, struct __sk_buff *, __u32);
+HELPER(50, long, bpf_skb_adjust_room, struct __sk_buff *, __s32, __u32, __u64);
 HELPER(86, long, bpf_sk_release, void *);
 HELPER(99, struct bpf_sock *, bpf_skc_lookup_tcp, void *, struct bpf_sock_tuple *, __u32, __u64, __u64);
 HELPER(130, long, bpf_ringbuf_output, void *, void *, __u64, __u64);

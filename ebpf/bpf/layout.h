@@ -27,6 +27,8 @@ enum flow_kind {
 	FLOW_BACK = 4,
 	/* Client to frontend: the relay has it. */
 	FLOW_RELAY = 5,
+	/* Client to frontend: the backend could not take it, and another is to be chosen. */
+	FLOW_SENT_BACK = 6,
 };
 
 /* All that is needed to send a packet of a flow on. */
@@ -51,7 +53,8 @@ struct flow {
 	__u32 ack;	 /* TCP: what this direction's sender acknowledged last, network order */
 	__u8 answered;	 /* of FLOW_FORWARD: the backend has replied */
 	__u8 again;	 /* another backend had it before, and refused or did not answer */
-	__u8 pad[2];
+	__u8 sent_back; /* of FLOW_FORWARD: how many backends could not take it */
+	__u8 pad;
 };
 
 struct frontend_key {

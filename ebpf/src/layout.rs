@@ -74,7 +74,8 @@ layouts! {
         ack: u32,
         answered: u8,
         again: u8,
-        pad: [u8; 2],
+        sent_back: u8,
+        pad: u8,
     }
     /// A frontend's address; 0.0.0.0 is every address of the node.
     FrontendKey = "frontend_key" {

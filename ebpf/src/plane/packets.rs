@@ -9,6 +9,7 @@ mod cost;
 mod ingress;
 mod networks;
 mod policies;
+mod sizes;
 mod tracing;
 mod vlan;
 

@@ -2,14 +2,14 @@
 
 use std::{
     io::{Read, Write},
-    net::{Shutdown, SocketAddr, TcpListener},
+    net::{Shutdown, SocketAddr, TcpListener, UdpSocket},
     thread,
     time::Duration,
 };
 
 use anyhow::{Result, ensure};
 use portolan_model::Protocol;
-use portolan_testbed::{Lab, Namespace};
+use portolan_testbed::{Lab, Namespace, wait_until};
 
 use crate::cluster::Cluster;
 
@@ -94,5 +94,53 @@ fn every_byte_arrives_through_the_tunnel_and_none_in_fragments() -> Result<()> {
             ensure!(fragments(node)? == 0, "fragments at MTU {mtu}");
         }
     }
+    Ok(())
+}
+
+/// Path MTU discovery (RFC 1191) through a tunnel with less room than the links at its ends, both ways. TCP is not
+/// tried: it keeps to the segment size that its SYNs are given.
+#[test]
+fn senders_learn_the_size_that_fits_the_tunnel() -> Result<()> {
+    let cluster = Cluster::build(Lab::unique("bp")?.with_mtu(1400), 2)?;
+    let task = cluster.task(2, "t1", "10.208.2.2")?;
+    cluster.publish(8080, Protocol::Udp, &[(2, "10.208.2.2")]);
+    let client = cluster.lab.client("c1")?;
+    let here = task.enter(|| Ok(UdpSocket::bind("10.208.2.2:80")?))?;
+    let there = client.enter(|| Ok(UdpSocket::bind("0.0.0.0:0")?))?;
+    for socket in [&here, &there] {
+        socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+    }
+    let node = cluster.nodes[0].at(8080);
+    let mut datagram = [0; 2000];
+    let learns = |namespace: &Namespace, to: &str, from: &[&str]| {
+        wait_until(Duration::from_secs(5), "the size is known", || {
+            let ask = [&["ip", "route", "get", to], from].concat();
+            Ok(namespace
+                .run(ask)?
+                .stdout
+                .contains("mtu 1350")
+                .then_some(()))
+        })
+    };
+    there.send_to(&[1; 1360], node)?;
+    learns(&client, &cluster.nodes[0].ipv4().to_string(), &[])?;
+    there.send_to(&[2; 1322], node)?;
+    let (length, from) = here.recv_from(&mut datagram)?;
+    ensure!((length, datagram[0]) == (1322, 2), "{length}");
+
+    // A task whose link is too wide, as who changes it by hand may have it.
+    let ip = "10.208.2.2".parse()?;
+    let link = cluster.threads[1].run(move |inside| inside.surroundings.tasks[&ip].link.clone());
+    cluster.nodes[1].run(["ip", "link", "set", &link, "mtu", "1400"])?;
+    task.run(["ip", "link", "set", "eth0", "mtu", "1400"])?;
+    here.send_to(&[3; 1360], from)?;
+    learns(&task, &from.ip().to_string(), &["from", "10.208.2.2"])?;
+    here.send_to(&[4; 1322], from)?;
+    let (length, _) = there.recv_from(&mut datagram)?;
+    ensure!((length, datagram[0]) == (1322, 4), "{length}");
+    assert_eq!(
+        (cluster.counter(1, "too_big"), cluster.counter(2, "too_big")),
+        (1, 1)
+    );
     Ok(())
 }
