@@ -1,10 +1,13 @@
 //! Datagrams.
 
 use std::{
+    io::IoSlice,
     net::{SocketAddr, UdpSocket},
+    os::fd::AsRawFd,
     time::Duration,
 };
 
+use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrIn, sendmsg};
 use portolan_model::Protocol;
 use portolan_plane::contract;
 
@@ -172,6 +175,26 @@ fn a_socket_that_is_connected_or_bound_is_the_relays() {
         bound.send_to(b"question", FRONTEND).unwrap();
         relay.recv_from(&mut [0; 100]).unwrap();
         assert_eq!(host.count("socket_to_relay_bound"), 1);
+        // A source may be given for one datagram alone, too.
+        let source = libc::in_pktinfo {
+            ipi_ifindex: 0,
+            ipi_spec_dst: libc::in_addr {
+                s_addr: u32::from_ne_bytes([127, 0, 0, 1]),
+            },
+            ipi_addr: libc::in_addr { s_addr: 0 },
+        };
+        let free = udp("0.0.0.0", 0);
+        sendmsg(
+            free.as_raw_fd(),
+            &[IoSlice::new(b"question")],
+            &[ControlMessage::Ipv4PacketInfo(&source)],
+            MsgFlags::empty(),
+            Some(&SockaddrIn::new(127, 0, 0, 1, PORT)),
+        )
+        .unwrap();
+        let (_, from) = relay.recv_from(&mut [0; 100]).unwrap();
+        assert_eq!(from.port(), free.local_addr().unwrap().port());
+        assert_eq!(host.count("socket_to_relay_bound"), 2);
         assert_eq!(host.count("socket_flow"), 0);
     });
 }
