@@ -34,6 +34,9 @@ pub(crate) enum Command {
     #[command(
         after_help = "Every option is also a key of the file and a PORTOLAN_* variable; flags go over \
                       variables, and those over the file.\n\n\
+                      SIGTERM and SIGINT: drain, tell the others, and take the fast path down. \
+                      SIGHUP: start again in place, from the program's file as it is now; the fast path goes on \
+                      meanwhile. SIGQUIT: end, leaving the fast path at work for the next agent.\n\n\
                       Example: portolan agent --advertise 10.0.0.11 --join 10.0.0.12 --key-file /etc/portolan.key"
     )]
     Agent(AgentArgs),
