@@ -2,6 +2,7 @@
 
 mod memory;
 mod reading;
+mod signal;
 
 use std::{
     path::{Path, PathBuf},
@@ -9,7 +10,10 @@ use std::{
     time::Duration,
 };
 
-use tokio::{sync::watch, time::Instant};
+use tokio::{
+    sync::watch,
+    time::{Instant, MissedTickBehavior},
+};
 
 use crate::{
     Observed, Wanted,
@@ -21,6 +25,8 @@ use reading::Reading;
 
 /// Events are a way to be quick; what they do not tell is found by reading everything this often.
 const RESYNC: Duration = Duration::from_secs(30);
+/// For what no event tells, and a user expects within a second.
+const PULSE: Duration = Duration::from_millis(500);
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LAST_RETRY: Duration = Duration::from_secs(5);
 
@@ -123,7 +129,9 @@ impl Watcher {
         memory.reconnected();
         let mut reading = Reading::new(client);
         let mut resync = tokio::time::interval(self.resync);
-        resync.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        resync.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut pulse = tokio::time::interval(PULSE);
+        pulse.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 biased;
@@ -141,6 +149,11 @@ impl Watcher {
                         *retry = FIRST_RETRY;
                     }
                     for question in memory.answer(&question, answer) {
+                        reading.ask(question);
+                    }
+                }
+                _ = pulse.tick() => {
+                    if let Some(question) = memory.pulse() {
                         reading.ask(question);
                     }
                 }

@@ -198,6 +198,29 @@ async fn the_verbs_of_a_swarm_are_followed() -> Result<()> {
         )
         .await;
 
+    // A worker that becomes a manager declares the same as the other, and no longer once it is a worker.
+    manager.docker(&["node", "promote", "n2"])?;
+    let start = Instant::now();
+    on_worker
+        .until(SOON, "it is a manager", |seen| {
+            service(seen, "web").is_some()
+        })
+        .await;
+    ensure!(start.elapsed() < AT_ONCE, "{:?}", start.elapsed());
+    let same = |one: &Seen, other: &Seen| {
+        let services = |seen: &Seen| seen.known.as_ref().map(|k| k.wanted.services.clone());
+        services(one) == services(other)
+    };
+    let of_manager = on_manager.seen.borrow().clone();
+    on_worker
+        .until(AT_ONCE, "both declare the same", |seen| {
+            same(seen, &of_manager)
+        })
+        .await;
+    manager.docker(&["node", "demote", "n2"])?;
+    let is_worker = |seen: &Seen| !seen.known.as_ref().unwrap().wanted.knows_swarm;
+    on_worker.until(AT_ONCE, "it is a worker", is_worker).await;
+
     manager.docker(&["service", "rm", "web"])?;
     on_manager
         .until(AT_ONCE, "the service is gone", |seen| {

@@ -8,7 +8,10 @@ use std::{
 use serde_json::Value;
 use tokio::time::Instant;
 
-use super::reading::{Asked, Question};
+use super::{
+    reading::{Asked, Question},
+    signal,
+};
 use crate::{
     Observed,
     engine::{Change, EngineError, Event},
@@ -44,6 +47,8 @@ pub(super) struct Memory {
     /// Questions without an answer, and why.
     failing: BTreeMap<Question, String>,
     last_event_ns: Option<u64>,
+    /// In which words the engine has said last that it is no manager.
+    refusal: Option<String>,
     /// Whether anything may have changed since [`Self::news`] was asked last.
     touched: bool,
     /// What was told last.
@@ -85,6 +90,17 @@ impl Memory {
             all.extend(OF_SWARM);
         }
         all
+    }
+
+    /// What has to be asked time and again, as no event tells of it: whether a worker was promoted, or has
+    /// left, and whether a Swarm that is being joined is.
+    pub(super) fn pulse(&self) -> Option<Question> {
+        let swarm = self.engine.as_ref()?.swarm.as_ref()?;
+        match swarm.state.as_str() {
+            "active" if swarm.manager => None,
+            "active" => Some(Question::Role),
+            _ => Some(Question::Engine),
+        }
     }
 
     /// Whether there is anyone to answer a question.
@@ -148,8 +164,8 @@ impl Memory {
     /// A container whose stop signal this is ends soon, and a drain that begins now is one that helps.
     fn signal(&mut self, id: &str, signal: i32, now: Instant) {
         let container = self.containers.get(id);
-        let configured = container.and_then(|c| number(&c.stop_signal));
-        if ![Some(KILL), Some(TERM), configured].contains(&Some(signal)) {
+        let configured = container.and_then(|c| signal::number(&c.stop_signal));
+        if ![Some(signal::KILL), Some(signal::TERM), configured].contains(&Some(signal)) {
             return;
         }
         let timeout = container.and_then(|c| c.stop_timeout_s);
@@ -190,6 +206,9 @@ impl Memory {
         if !self.has_answer(question) {
             return Vec::new();
         }
+        if *question == Question::Role {
+            return self.take_role(&answer);
+        }
         let json = match answer {
             Ok(json) => json,
             Err(error) => return self.no_answer(asked, &error),
@@ -197,6 +216,7 @@ impl Memory {
         self.failing.remove(question);
         match question {
             Question::Engine => return self.take_engine(json),
+            Question::Role => {}
             Question::Networks => {
                 take(&mut self.networks, &mut self.unreadable, json, |network| {
                     &network.id
@@ -220,6 +240,22 @@ impl Memory {
                 }
                 self.take_container(id, json);
             }
+        }
+        Vec::new()
+    }
+
+    /// A manager answers; what is none refuses, and one that has left the Swarm in other words than before.
+    fn take_role(&mut self, answer: &Result<Value, EngineError>) -> Vec<Question> {
+        let refusal = match answer {
+            Ok(_) => None,
+            Err(EngineError::Refused { message, .. }) => Some(message.clone()),
+            // What does not answer at all is told of by other questions.
+            Err(_) => return Vec::new(),
+        };
+        let is_news = refusal.is_none() || (self.refusal.is_some() && self.refusal != refusal);
+        self.refusal = refusal;
+        if is_news && !self.is_manager() {
+            return vec![Question::Engine];
         }
         Vec::new()
     }
@@ -288,12 +324,15 @@ impl Memory {
                 return Vec::new();
             }
         };
-        self.unreadable.remove(&(Kind::Container, String::new()));
         if !self.listed || !self.unseen.is_empty() {
             self.listed = true;
             let unseen = list.iter().filter(|id| !self.containers.contains_key(*id));
             self.unseen = unseen.cloned().collect();
         }
+        let containers = &self.containers;
+        self.unreadable.retain(|(kind, id), _| {
+            *kind != Kind::Container || containers.contains_key(id) || list.contains(id)
+        });
         let known = self.containers.keys().cloned();
         let all: BTreeSet<String> = list.into_iter().chain(known).collect();
         all.into_iter().map(Question::Container).collect()
@@ -426,54 +465,6 @@ fn take<T: Readable + Clone>(
         }
         Err(bad) => {
             unreadable.insert((T::KIND, String::new()), bad);
-        }
-    }
-}
-
-const KILL: i32 = 9;
-const TERM: i32 = 15;
-
-/// The number of a signal as it is configured: `SIGQUIT`, `QUIT`, `3`, `SIGRTMIN+3` (signal(7), on x86 and ARM).
-fn number(signal: &str) -> Option<i32> {
-    if let Ok(number) = signal.parse() {
-        return Some(number);
-    }
-    let name = signal.to_ascii_uppercase();
-    let name = name.strip_prefix("SIG").unwrap_or(&name);
-    if let Some(above) = name.strip_prefix("RTMIN") {
-        let above = above.strip_prefix('+').unwrap_or("0");
-        return Some(34 + above.parse::<i32>().ok()?);
-    }
-    Some(match name {
-        "HUP" => 1,
-        "INT" => 2,
-        "QUIT" => 3,
-        "KILL" => KILL,
-        "USR1" => 10,
-        "USR2" => 12,
-        "TERM" => TERM,
-        "WINCH" => 28,
-        "PWR" => 30,
-        _ => return None,
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::number;
-
-    #[test]
-    fn signals_have_names_and_numbers() {
-        for (text, signal) in [
-            ("SIGTERM", Some(15)),
-            ("quit", Some(3)),
-            ("28", Some(28)),
-            ("SIGRTMIN+3", Some(37)),
-            ("RTMIN", Some(34)),
-            ("", None),
-            ("SIGNONE", None),
-        ] {
-            assert_eq!(number(text), signal, "{text}");
         }
     }
 }

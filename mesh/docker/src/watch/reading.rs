@@ -24,6 +24,8 @@ const AGAIN: Duration = Duration::from_secs(1);
 pub(super) enum Question {
     /// The engine and its part in the Swarm.
     Engine,
+    /// Whether the node is a manager of the Swarm, cheaply: no event tells of a promotion.
+    Role,
     /// The networks.
     Networks,
     /// The Swarm's services.
@@ -98,7 +100,8 @@ impl Reading {
                 biased;
                 Some((asked, answer)) = self.asking.next() => {
                     self.asked.remove(&asked.question);
-                    if answer.as_ref().is_err_and(|error| !error.is_absent()) {
+                    let is_role = asked.question == Question::Role;
+                    if answer.as_ref().is_err_and(|error| !is_role && !error.is_absent()) {
                         self.failed.insert(asked.question.clone());
                         self.again.get_or_insert_with(|| Instant::now() + AGAIN);
                     }
@@ -154,6 +157,7 @@ async fn until(at: Option<Instant>) {
 async fn put(client: &Client, question: &Question, node: &str) -> Answer {
     match question {
         Question::Engine => client.get("/info").await,
+        Question::Role => client.get(&format!("/nodes/{node}")).await,
         Question::Networks => client.get("/networks").await,
         Question::Services => client.get("/services").await,
         Question::Tasks => client.tasks_of(node).await,

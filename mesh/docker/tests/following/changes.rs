@@ -259,10 +259,12 @@ async fn a_manager_that_becomes_a_worker_forgets_the_swarm() {
             .is_err()
     );
     assert_eq!(fake.asked("/services"), asked);
-    // And back.
+    // And back, of which no event tells.
     fake.state().engine["info"]["Swarm"]["ControlAvailable"] = json!(true);
     fake.state().instead.clear();
-    fake.event("daemon", "reload", "x", &json!({}));
+    let id = fake.state().engine["info"]["Swarm"]["NodeID"].clone();
+    let path = format!("/nodes/{}", id.as_str().unwrap());
+    fake.state().instead.insert(path, (200, "{}".into()));
     followed
         .until("it is a manager", |seen| {
             seen.known.as_ref().unwrap().wanted.knows_swarm
