@@ -4,6 +4,7 @@ mod network;
 mod plain;
 mod service;
 mod task;
+mod version;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -43,16 +44,21 @@ pub struct Wanted {
 pub enum Origin {
     /// From the Swarm: every manager declares the same.
     Swarm,
-    /// From the labels of containers here. It stands as long as there is a task of it on any node.
-    Labels,
+    /// From this engine alone: the labels of its containers, or a network outside of any Swarm. A service of
+    /// labels stands as long as there is a task of it on any node.
+    Engine,
 }
 
 /// A service to declare.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServiceWanted {
     /// The declaration. Published ports still to be chosen are 0. A VIP is one that the Swarm has assigned;
-    /// on other networks there is none yet. Of `spec_version` the lowest 20 bits are 0, which leaves room for
-    /// versions with what the agent adds; both it and `created_ms` are the same on every manager.
+    /// on other networks there is none yet. `created_ms` and `spec_version` are the same on every manager.
+    ///
+    /// Of `spec_version` the lowest 20 bits are 0, which leaves room for versions with what the agent adds, and
+    /// for a removal: a service that is not wanted any more, and later is again (`--publish-rm`,
+    /// `--publish-add`), has a version above that of its removal. It is above any clock too, so that the
+    /// version after it is the next number whoever counts.
     pub service: Service,
     /// Who declares it.
     pub origin: Origin,
@@ -75,8 +81,10 @@ pub struct NetworkWanted {
     pub internal: bool,
     /// Its packets are to be encrypted between nodes.
     pub encrypted: bool,
-    /// When it was created, Unix milliseconds. Its version too: Docker's networks do not change.
+    /// When it was created, Unix milliseconds. It does not change from then on.
     pub created_ms: u64,
+    /// Greater for one that is created later under the same name; see [`ServiceWanted::service`].
+    pub spec_version: u64,
     /// Who declares it.
     pub origin: Origin,
 }
@@ -235,12 +243,4 @@ fn complain_of_the_engine(observed: &Observed, findings: &mut Vec<Finding>) {
     };
     let message = format!("its part in the Swarm is {}{why}", swarm.state);
     findings.push(Finding::new(None, "docker", "", &message, remedy));
-}
-
-/// Version numbers of declarations leave this many bits to the agent, which adds VIPs and removals to them.
-const VERSION_SHIFT: u32 = 20;
-
-fn version(of_docker: u64) -> u64 {
-    // One that is too large to be shifted would otherwise become an old one.
-    of_docker.min(u64::MAX >> VERSION_SHIFT) << VERSION_SHIFT
 }

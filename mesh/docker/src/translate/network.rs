@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use portolan_model::{INGRESS_NETWORK, NetworkName};
 
-use super::{Finding, NetworkWanted, Origin, Wanted};
+use super::{Finding, NetworkWanted, Origin, Wanted, version};
 use crate::observed::{DockerNetwork, Observed};
 
 /// The name under which the plugin is known, without registry and tag.
@@ -20,7 +20,7 @@ impl Networks {
     /// Finds them, and adds to `wanted` those that this engine declares.
     pub(super) fn new(observed: &Observed, wanted: &mut Wanted) -> Self {
         let mut ours = BTreeMap::new();
-        let mut declared = BTreeMap::new();
+        let mut declared: BTreeMap<NetworkName, NetworkWanted> = BTreeMap::new();
         for network in observed.networks.iter().filter(|n| is_ours(&n.driver)) {
             let Some(name) = name(network, &mut wanted.diagnostics) else {
                 continue;
@@ -32,7 +32,12 @@ impl Networks {
                 continue;
             }
             let network = read(network, name, &mut wanted.diagnostics);
-            declared.insert((network.name.clone(), network.id.clone()), network);
+            // An engine without a Swarm takes a name twice; the later network is the one that is meant.
+            let age = |network: &NetworkWanted| (network.created_ms, network.id.clone());
+            let older = declared.get(&network.name).map(age);
+            if older.is_none_or(|older| older < age(&network)) {
+                declared.insert(network.name.clone(), network);
+            }
         }
         wanted.networks = declared.into_values().collect();
         Self(ours)
@@ -96,10 +101,11 @@ fn read(network: &DockerNetwork, name: NetworkName, findings: &mut Vec<Finding>)
             .get(ENCRYPTED_OPTION)
             .is_some_and(|text| text != "false"),
         created_ms: network.created_ms,
+        spec_version: version::of_time(network.created_ms),
         origin: if network.swarm {
             Origin::Swarm
         } else {
-            Origin::Labels
+            Origin::Engine
         },
     }
 }

@@ -46,7 +46,7 @@ pub(super) fn read(container: &Container) -> Result<Plain, NameError> {
     };
     let mut service = Service {
         created_ms: container.created_ms,
-        spec_version: version(container.started_ms),
+        spec_version: version::of_time(container.started_ms),
         stack: project
             .filter(|project| short.is_some() && project.parse::<ServiceId>().is_ok())
             .cloned(),
@@ -118,7 +118,7 @@ pub(super) fn services(
         }
         let wanted = ServiceWanted {
             service,
-            origin: Origin::Labels,
+            origin: Origin::Engine,
             left_to_docker: Vec::new(),
         };
         services.insert(wanted.service.id.clone(), wanted);

@@ -54,7 +54,7 @@ pub(super) fn of_swarm(
             .filter(|stack| stack.parse::<ServiceId>().is_ok())
             .cloned(),
         created_ms: swarm.created_ms,
-        spec_version: version(swarm.version),
+        spec_version: version::of_swarm(swarm.version),
         ..Service::new(id.clone())
     };
     // What stands at the service goes before what stands at its containers.

@@ -36,6 +36,7 @@ fn a_managers_networks_of_the_driver_are_declared() {
                 internal: false,
                 encrypted: true,
                 created_ms: 1_795_232_216_430,
+                spec_version: 1_795_232_216_430 << 20,
                 origin: Origin::Swarm,
             }]
         );
@@ -88,7 +89,7 @@ fn an_engine_without_a_swarm_declares_its_own() {
         network["Scope"] = json!("local");
     }
     let wanted = wanted(&engine);
-    assert_eq!(wanted.networks[0].origin, Origin::Labels);
+    assert_eq!(wanted.networks[0].origin, Origin::Engine);
     assert_eq!(wanted.networks[0].vni, None);
     assert_eq!(
         diagnostics(&wanted),
@@ -121,4 +122,21 @@ fn with_dnsrr_there_is_no_virtual_address() {
     let mut engine = with_driver(manager(), "portolan", &json!({}));
     crate::recording::service(&mut engine, "web")["Spec"]["EndpointSpec"]["Mode"] = json!("dnsrr");
     assert!(services(&wanted(&engine)).contains("web 8080:80/tcp on front Dnsrr\n"));
+}
+
+#[test]
+fn of_two_networks_of_one_name_the_later_is_meant() {
+    let mut engine = with_driver(manager(), "portolan", &json!({}));
+    let networks = engine["networks"].as_array_mut().unwrap();
+    let mut later = networks
+        .iter()
+        .find(|n| n["Name"] == "front")
+        .unwrap()
+        .clone();
+    later["Id"] = json!("later");
+    later["Created"] = json!("2026-11-21T05:00:00Z");
+    networks.insert(0, later);
+    let wanted = wanted(&engine);
+    assert_eq!(wanted.networks.len(), 1);
+    assert_eq!(wanted.networks[0].id, "later");
 }

@@ -19,7 +19,7 @@ plain 8070:80/tcp Vip
     );
     let plain = wanted.services.iter().find(|s| s.service.name == "plain");
     let plain = plain.unwrap();
-    assert_eq!(plain.origin, Origin::Labels);
+    assert_eq!(plain.origin, Origin::Engine);
     assert!(
         matches!(&plain.service.health.as_ref().unwrap().probe, HealthProbe::Http { path, .. } if path == "/")
     );
