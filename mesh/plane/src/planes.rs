@@ -73,6 +73,11 @@ impl<S: DataPlane, F: DataPlane> Planes<S, F> {
         self.desired.keys()
     }
 
+    /// What was asked for when they were last told.
+    pub const fn told(&self) -> &Arc<Actual> {
+        &self.desired
+    }
+
     /// Why a frontend that is asked for is not for the fast plane, whatever that can do.
     pub fn kept_from_fast(&self, frontend: &Frontend) -> Option<String> {
         let spec = self.desired.get(frontend)?;

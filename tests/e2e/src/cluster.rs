@@ -410,17 +410,31 @@ impl Cluster {
         found.with_context(|| format!("last seen: {last:#}"))
     }
 
-    /// Waits until a node counts this many healthy tasks of a service.
+    /// Waits until a node counts this many healthy tasks of a service, and leads its published ports to them.
     pub fn wait_healthy(&self, node: usize, service: &str, count: usize) -> Result<()> {
-        self.wait_for(
-            node,
-            &format!("{count} healthy tasks of {service}"),
-            &["services"],
-            |rows| {
-                let mut rows = rows.as_array().into_iter().flatten();
-                rows.any(|row| row["name"] == service && row["healthy"] == count)
-            },
-        )?;
+        let what = format!("{count} healthy tasks of {service}");
+        let rows = self.wait_for(node, &what, &["services"], |rows| {
+            let mut rows = rows.as_array().into_iter().flatten();
+            rows.any(|row| row["name"] == service && row["healthy"] == count)
+        })?;
+        // In host mode, and where another process holds the port, a node does not lead to all of them.
+        let mut named = rows.as_array().into_iter().flatten();
+        let row = named
+            .find(|row| row["name"] == service)
+            .context("no such service")?;
+        let ports = row["ports"].as_array().into_iter().flatten();
+        if ports
+            .filter_map(Value::as_str)
+            .any(|port| port.ends_with("(host)"))
+        {
+            return Ok(());
+        }
+        let what = format!("the ports of {service} lead to {count} tasks");
+        self.wait_for(node, &what, &["status"], |status| {
+            let rows = status["ports"].as_array().into_iter().flatten();
+            let mut rows = rows.filter(|row| row["service"] == service && is_published(row));
+            rows.all(|row| row["active"] == count || row["problem"].is_string())
+        })?;
         Ok(())
     }
 
@@ -488,12 +502,17 @@ impl Cluster {
     }
 }
 
-/// Whether the port of a row of `status` needs the relay no more. A VIP always does, and so does a port that another
-/// process holds.
-fn is_carried(row: &Value) -> bool {
+/// Whether a row of `status` is of a published port, not of a VIP.
+fn is_published(row: &Value) -> bool {
     let at = row["frontend"].as_str().unwrap_or_default();
-    let is_published = at.starts_with("*:") || at.starts_with("10.77.");
-    row["plane"] == "ebpf" || row["active"] == 0 || !is_published || row["problem"].is_string()
+    at.starts_with("*:") || at.starts_with("10.77.")
+}
+
+/// Whether the port of a row of `status` needs the relay no more. A VIP may, and so does a port that another process
+/// holds.
+fn is_carried(row: &Value) -> bool {
+    let relayed = row["active"] == 0 || row["problem"].is_string() || !is_published(row);
+    row["plane"] == "ebpf" || relayed
 }
 
 fn text(path: &std::path::Path) -> String {

@@ -107,8 +107,12 @@ impl PacedStream {
     pub fn goes_on(&self, exchanges: u64) -> Result<()> {
         let enough = self.exchanges.load(Ordering::Relaxed) + exchanges;
         let what = format!("{exchanges} exchanges more with {}", self.to);
-        wait_until(READ, what, || {
+        let waited = wait_until(READ, what, || {
             Ok((self.exchanges.load(Ordering::Relaxed) >= enough).then_some(()))
+        });
+        waited.map_err(|error| match self.ended.try_recv() {
+            Ok(Err(broken)) => broken.context(error),
+            _ => error,
         })
     }
 

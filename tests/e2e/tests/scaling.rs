@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use portolan_e2e::{
-    Cluster, Options, Plane, Task,
+    Cluster, Options, PATIENCE, Plane, Task,
     answers::{by_task, each, refused},
     on_both_planes,
 };
@@ -53,12 +53,16 @@ impl Loads {
     }
 }
 
-/// That exactly these take turns on every node.
+/// That exactly these take turns on every node, at the latest when none of them is passed over any more for having
+/// answered late under load.
 fn take_turns(cluster: &Cluster, tasks: &[&str]) -> Result<()> {
     for node in (0..cluster.len()).map(|i| cluster.node(i)) {
-        let count = 4 * tasks.len();
-        let seen = cluster.answers(node.at(8080), Protocol::Tcp, count)?;
-        ensure!(seen == each(tasks, 4), "{}: {seen:?}", node.label());
+        let what = format!("{tasks:?} take turns on {}", node.label());
+        wait_until(PATIENCE, what, || {
+            let seen = cluster.answers(node.at(8080), Protocol::Tcp, 4 * tasks.len())?;
+            ensure!(seen == each(tasks, 4), "{seen:?}");
+            Ok(Some(()))
+        })?;
     }
     Ok(())
 }

@@ -10,7 +10,9 @@ use std::{
 
 use portolan_ebpf::{Counter, EbpfPlane};
 use portolan_model::Snapshot;
-use portolan_plane::{DataPlane, FlowView, FrontendSpec, PlaneKind, PlaneStats, Planes, Standing};
+use portolan_plane::{
+    Actual, DataPlane, FlowView, FrontendSpec, PlaneKind, PlaneStats, Planes, Standing,
+};
 use portolan_relay::Relay;
 use serde::Serialize;
 use tokio::sync::{oneshot, watch};
@@ -70,6 +72,8 @@ pub(super) struct PlanesStats {
 /// How the planes stand.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct PlanesStanding {
+    /// What they were told to serve, and have tried to; the newest snapshot may ask for more.
+    pub told: Arc<Actual>,
     pub relay: Standing,
     pub fast: FastStanding,
 }
@@ -295,6 +299,7 @@ impl Worker {
 
     fn tell(&self) {
         let now = PlanesStanding {
+            told: Arc::clone(self.planes.told()),
             relay: self.planes.slow_standing().clone(),
             fast: self.fast.standing(&self.planes),
         };

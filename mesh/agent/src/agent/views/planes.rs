@@ -18,8 +18,11 @@ impl Facts {
     }
 
     fn port(&self, spec: &FrontendSpec) -> PortRow {
-        let active = spec
-            .backends
+        // What is asked for and what the planes have heard of may differ for a moment.
+        let told = self.planes.as_ref();
+        let told = told.and_then(|planes| planes.told.get(&spec.frontend));
+        let backends = told.map_or(&[][..], |told| &told.backends);
+        let active = backends
             .iter()
             .filter(|b| b.state == BackendState::Active)
             .count();
@@ -34,7 +37,7 @@ impl Facts {
             frontend: spec.frontend.to_string(),
             service: spec.service_name.clone(),
             active,
-            draining: spec.backends.len() - active,
+            draining: backends.len() - active,
             plane: plane.to_string(),
             plane_reason: left.cloned(),
             problem: self.frontend_problem(&spec.frontend),

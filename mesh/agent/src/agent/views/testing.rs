@@ -141,7 +141,8 @@ pub(in crate::agent) fn facts() -> Facts {
             .apply(&Plan::new(&snapshot, &BTreeMap::new()))
             .is_empty()
     );
-    let served = plane.dump().unwrap().len();
+    let told = Arc::new(plane.dump().unwrap());
+    let served = told.len();
     Facts {
         config: Arc::new(config()),
         now: since + Duration::from_mins(5),
@@ -162,6 +163,7 @@ pub(in crate::agent) fn facts() -> Facts {
             ..OverlayStanding::default()
         },
         planes: Some(PlanesStanding {
+            told,
             relay: Standing {
                 served,
                 ..Standing::default()
