@@ -57,9 +57,12 @@ static __always_inline int give_back(struct __sk_buff *skb, const struct packet 
 	if (p->tcp & TCP_RST)
 		tell_reset(p, f);
 	if (turns_away(p, f, backend)) {
-		f->closing |= TCP_RST;
 		failed(f->backend, bpf_ktime_get_coarse_ns());
-		return drop(DROP_REFUSED);
+		/* Another one may take it when the client repeats its SYN, in a second. A second refusal is an answer. */
+		if (backend->others && !f->again) {
+			f->closing |= TCP_RST;
+			return drop(DROP_REFUSED);
+		}
 	}
 	answered(p, f, backend);
 	book(p, f);

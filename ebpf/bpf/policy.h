@@ -87,7 +87,7 @@ static __always_inline int leaves(const struct packet *p, const struct flow *f)
 /* Takes notice of the first answer of a flow: its backend is alive. */
 static __always_inline void answered(const struct packet *p, const struct flow *back, struct backend *backend)
 {
-	if (back->packets || p->what != SEGMENT)
+	if (back->packets || p->what != SEGMENT || p->tcp & TCP_RST)
 		return;
 	__u64 now = bpf_ktime_get_coarse_ns();
 	__u32 frontend = back->frontend;
@@ -102,11 +102,10 @@ static __always_inline void answered(const struct packet *p, const struct flow *
 		there->answered = 1;
 }
 
-/* Whether a task refuses a connection that may still have another backend: then the client need not know, and repeats
- * its SYN in a second. Of a port that the client chose a refusal says nothing, and one more is taken for an answer. */
+/* Whether a task refuses a connection. Of a port that the client chose that says nothing. */
 static __always_inline int turns_away(const struct packet *p, const struct flow *back, const struct backend *backend)
 {
-	return p->tcp & TCP_RST && !back->packets && !back->again && backend->others && backend->port;
+	return p->tcp & TCP_RST && !back->packets && backend->port;
 }
 
 /* Has both directions of a connection know that the task reset it. */
