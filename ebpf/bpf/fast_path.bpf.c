@@ -9,6 +9,31 @@
 #include "too_big.h"
 #include "trace.h"
 
+/* Makes the entry of a flow's way back again if it was forgotten: a client that breaks a silence gets its answer. */
+static __noinline int keep_way_back(struct __sk_buff *skb, const struct packet *p, const struct flow *f)
+{
+	struct tuple way_back = way_back_of(p, f);
+	if (bpf_map_lookup_elem(&flows, &way_back))
+		return 0;
+	struct flow back = *f;
+	back.kind = FLOW_RETURN;
+	back.ip = p->tuple.daddr;
+	back.port = p->tuple.dport;
+	back.ip_delta = ip_delta(f->ip, back.ip);
+	back.port_delta = f->port == back.port ? 0 : port_delta(f->port, back.port);
+	back.ifindex = skb->ifindex;
+	back.packets = back.bytes = 0;
+	back.ack = 0;
+	back.closing = 0;
+	__builtin_memset(back.macs, 0, sizeof(back.macs));
+	struct task *client = bpf_map_lookup_elem(&tasks, &p->tuple.saddr);
+	if (client && client->ifindex == skb->ifindex)
+		__builtin_memcpy(back.macs, client->macs, sizeof(back.macs));
+	if (!bpf_map_update_elem(&flows, &way_back, &back, BPF_NOEXIST))
+		count(RECOVERED);
+	return 0;
+}
+
 static __always_inline int forward(struct __sk_buff *skb, const struct packet *p, struct flow *f)
 {
 	struct network *network = bpf_map_lookup_elem(&networks, &f->network);
@@ -16,7 +41,8 @@ static __always_inline int forward(struct __sk_buff *skb, const struct packet *p
 		return drop(DROP_FAILED);
 	if (f->node && is_too_big(skb, p, network->mtu))
 		return tell_too_big(skb, network->mtu, p->tuple.daddr);
-	book(p, f);
+	if (book(p, f))
+		keep_way_back(skb, p, f);
 	book_backend(p, f->backend, DESTINATION);
 	if (rewrite(skb, p, f, DESTINATION))
 		return drop(DROP_FAILED);

@@ -6,15 +6,22 @@
 /* A flow without a packet for this long may give way to one of the same addresses and ports. */
 #define IDLE (60000 * MS)
 
-static __always_inline void book(const struct packet *p, struct flow *f)
+/* After this long without a byte the other direction's entry may have been forgotten meanwhile. */
+#define SILENCE (1000 * MS)
+
+/* Tells whether it breaks a silence. */
+static __always_inline int book(const struct packet *p, struct flow *f)
 {
+	__u64 before = f->seen;
 	f->packets += 1;
 	f->bytes += p->data;
-	if (p->data || p->tuple.proto == IPPROTO_UDP || p->tcp & (TCP_SYN | TCP_FIN | TCP_RST))
-		f->seen = bpf_ktime_get_coarse_ns();
 	if (p->tcp & TCP_ACK)
 		f->ack = p->ack;
 	f->closing |= p->tcp & (TCP_FIN | TCP_RST);
+	if (!p->data && p->tuple.proto != IPPROTO_UDP && !(p->tcp & (TCP_SYN | TCP_FIN | TCP_RST)))
+		return 0;
+	f->seen = bpf_ktime_get_coarse_ns();
+	return f->seen - before > SILENCE;
 }
 
 static __always_inline void book_backend(const struct packet *p, __u32 backend, enum end to)

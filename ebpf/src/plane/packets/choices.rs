@@ -50,6 +50,33 @@ fn a_forgotten_way_there_is_found_by_the_way_back() {
     });
 }
 
+/// A client that speaks again after a silence gets its answer.
+#[test]
+fn a_forgotten_way_back_is_made_again_by_the_way_there() {
+    on_rig(|rig| {
+        for task in [REMOTE, LOCAL] {
+            rig.serve(Protocol::Tcp, &[task]);
+            let client = (CLIENT.0, task.0[2].into());
+            sent(rig, client, SYN);
+            let known = rig.flow(task, client, 6).unwrap();
+            let program = if task == LOCAL { FROM_TASK } else { FROM_MESH };
+            let answer = tcp(task, client, ACK, &[], b"answer");
+            let ask = tcp(client, FRONTEND, ACK, &[], b"ask");
+            forget(rig, task, client);
+            rig.redirected(FROM_OUTSIDE, &ask);
+            assert_eq!(rig.run(program, &answer).0, DROP, "no silence");
+            let there = rig.flow(client, FRONTEND, 6).unwrap();
+            let seen = there.seen - 2_000_000_000;
+            rig.put(client, FRONTEND, 6, Flow { seen, ..there });
+            rig.redirected(FROM_OUTSIDE, &ask);
+            assert_eq!(ends(&rig.redirected(program, &answer)), (FRONTEND, client));
+            let what = |f: Flow| (f.kind, f.ip_delta, f.port_delta, f.node, f.ifindex, f.macs);
+            assert_eq!(what(rig.flow(task, client, 6).unwrap()), what(known));
+        }
+        assert_eq!(rig.count("recovered"), 2);
+    });
+}
+
 /// Failure mode 2, where nothing is left, or on another node.
 #[test]
 fn a_connection_of_which_nothing_is_known_goes_where_every_node_sends_it() {
