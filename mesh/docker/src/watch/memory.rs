@@ -115,14 +115,11 @@ impl Memory {
 
     /// Takes note of an event, and says what is to be asked now.
     pub(super) fn event(&mut self, event: &Event, now: Instant) -> Vec<Question> {
-        // Events since a time include the one of that time.
-        if event.at_ns > 0 && Some(event.at_ns) <= self.last_event_ns {
-            return Vec::new();
-        }
+        // Events come nearly in the order of their times. After a new connection the last one comes again,
+        // which does no harm.
         self.last_event_ns = self
             .last_event_ns
-            .max(Some(event.at_ns))
-            .filter(|ns| *ns > 0);
+            .max(Some(event.at_ns).filter(|ns| *ns > 0));
         let mut questions = match &event.change {
             Change::Signal { container, signal } => {
                 self.signal(container, *signal, now);

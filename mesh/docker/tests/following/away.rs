@@ -163,6 +163,24 @@ async fn events_are_resumed_where_they_broke_off() {
 }
 
 #[tokio::test]
+async fn an_event_that_was_overtaken_by_a_later_one_counts() {
+    let fake = Fake::worker();
+    let mut followed = Followed::new(&fake.socket());
+    followed.known().await;
+    let web = fake.id_of("web.2");
+    let event = |action: &str, id: &str, at: u64| {
+        let actor = json!({"ID": id, "Attributes": {"signal": "15"}});
+        json!({"Type": "container", "Action": action, "timeNano": at, "Actor": actor})
+    };
+    let (plain, at) = (fake.id_of("plain"), 1_795_232_286_381_124_120);
+    fake.raw_event(&format!("{}\n", event("kill", &plain, at)));
+    fake.raw_event(&format!("{}\n", event("die", &web, at - 1000)));
+    followed
+        .until("it is gone", |seen| task(seen, "web.2").is_none())
+        .await;
+}
+
+#[tokio::test]
 async fn garbage_between_events_is_passed_over() {
     let fake = Fake::worker();
     let mut followed = Followed::new(&fake.socket());

@@ -17,7 +17,7 @@ use tokio::{
 };
 
 /// As long as anything here is waited for.
-const SOON: Duration = Duration::from_secs(10);
+const SOON: Duration = Duration::from_secs(20);
 
 /// What the engine answers, and what it was asked.
 pub(crate) struct State {

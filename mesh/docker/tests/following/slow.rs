@@ -36,6 +36,18 @@ async fn one_container_that_is_slow_holds_no_other_up() {
     fake.container_event("pause", &web, &json!({}));
     let paused = |seen: &portolan_docker::Seen| task(seen, "web.2").unwrap().reason.is_some();
     followed.until("web.2 is paused", paused).await;
+    let seen = followed
+        .until("it is told", |seen| matches!(seen.link, Link::Troubled(_)))
+        .await;
+    let told = format!(
+        "the Docker engine has not answered /containers/{plain}/json for 10 s; if that goes on, restart it"
+    );
+    assert_eq!(seen.link, Link::Troubled(told));
+    assert!(task(&seen, "plain").is_some(), "what is known stays");
+    fake.state().delays.clear();
+    followed
+        .until("it answers", |seen| seen.link == Link::Up)
+        .await;
 }
 
 #[tokio::test]
