@@ -19,6 +19,7 @@ use tokio::{
 
 use super::shared::Shared;
 use crate::api::{TraceClient, TraceFrontend, TraceLine, TraceStart, TracedFrontend};
+use words::Names;
 
 /// How often the programs are told to go on, and the listener gets a sign of life.
 const BEAT: Duration = Duration::from_secs(1);
@@ -94,6 +95,7 @@ pub(super) fn start(
         tracer,
         beat,
         lost: 0,
+        names: Names::new(&shared),
         shared,
         _turn: turn,
     };
@@ -109,6 +111,7 @@ struct Listener {
     beat: Interval,
     /// How many lost packets were told.
     lost: u64,
+    names: Names,
     shared: Shared,
     _turn: Turn,
 }
@@ -141,10 +144,10 @@ impl Listener {
                 events(tracer)
             }
         };
-        let names = words::Names::new(&self.shared);
+        self.names.renew(&self.shared);
         let mut lines: Vec<TraceLine> = read
             .into_iter()
-            .map(|event| TraceLine::Hop(Box::new(names.hop(event))))
+            .map(|event| TraceLine::Hop(Box::new(self.names.hop(event))))
             .collect();
         // A count that cannot be read now may be read later.
         let lost = self.tracer.get_ref().lost().unwrap_or(self.lost);

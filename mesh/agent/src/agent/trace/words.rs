@@ -41,6 +41,17 @@ impl Names {
         Self::of(shared.config.name.clone(), shared.snapshot(), began())
     }
 
+    /// Learns what is new.
+    pub(super) fn renew(&mut self, shared: &Shared) {
+        let snapshot = shared.snapshot();
+        if Arc::ptr_eq(&snapshot, &self.snapshot) {
+            // The clock may have been set.
+            self.began = began();
+        } else {
+            *self = Self::new(shared);
+        }
+    }
+
     fn of(node: String, snapshot: Arc<Snapshot>, began: SystemTime) -> Self {
         let tasks = snapshot.tasks.values().flat_map(|view| {
             let names = (
