@@ -32,7 +32,7 @@ use std::{
 use anyhow::Context;
 use portolan_dns::{DnsConfig, DnsServer, Upstreams};
 use portolan_gossip::{Gossip, Keyring, Limits, Timing};
-use portolan_model::{NodeId, Snapshot};
+use portolan_model::{NodeId, PlaneChoice, Snapshot};
 use portolan_relay::{Relay, RelayConfig};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -132,12 +132,14 @@ pub async fn run(config: Config) -> anyhow::Result<End> {
         reasons: reason_sender,
         beat: beat_sender,
     };
+    let left_at_work = config.plane != PlaneChoice::Relay && fast_path::at_work(&config.bpf_dir);
     let mut runner = Runner::new(
         node,
         state_dir,
         gossip.clone(),
         overlay.clone(),
         plane.clone(),
+        left_at_work,
         wires,
     );
     runner.take_stack_files(&config.stacks)?;

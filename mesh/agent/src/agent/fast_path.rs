@@ -14,7 +14,7 @@ use portolan_model::{PlaneChoice, Snapshot};
 use portolan_overlay::Around;
 use portolan_plane::{DataPlane, Frontend, Planes, Standing};
 
-pub(super) use pins::clean;
+pub(super) use pins::{at_work, clean};
 
 use super::cgroup::Cgroup;
 use crate::config::Config;

@@ -10,7 +10,7 @@ mod follow;
 mod tasks;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr},
     sync::Arc,
 };
@@ -23,6 +23,9 @@ use portolan_model::{
 pub(super) use tasks::{AttachState, Wanted};
 
 use super::state::{LocalState, LocalTask};
+
+/// How long a node of before may take to tell what it has.
+const MISSED_MS: u64 = 5_000;
 
 /// Who the node is.
 #[derive(Debug, Clone)]
@@ -43,8 +46,10 @@ pub(super) struct Node {
     leaving: bool,
     /// Whether others may send this node packets with clients' own addresses.
     fast_path: bool,
+    /// When gossip had its first exchange, Unix milliseconds.
+    synced_ms: Option<u64>,
     /// Whether absence in the catalog means anything yet.
-    synced: bool,
+    settled: bool,
     /// How far each task's namespace is attached.
     attach: BTreeMap<TaskId, AttachState>,
     /// The address given last on each network: one that was just given up is not given again at once,
@@ -76,7 +81,8 @@ impl Node {
             state,
             leaving: false,
             fast_path: false,
-            synced: false,
+            synced_ms: None,
+            settled: false,
             attach,
             given: BTreeMap::new(),
             snapshot: Arc::new(Snapshot::empty(id)),
@@ -105,12 +111,14 @@ impl Node {
         &mut self.catalog
     }
 
-    /// Says that every source has reported.
-    pub(super) fn set_synced(&mut self) {
-        if !self.synced {
-            self.synced = true;
-            self.revision = None;
-        }
+    /// Says that gossip has had its first exchange.
+    pub(super) fn set_synced(&mut self, now_ms: u64) {
+        self.synced_ms.get_or_insert(now_ms);
+    }
+
+    /// Whether gossip has had its first exchange: what others hold of this node may be replaced.
+    pub(super) fn is_synced(&self) -> bool {
+        self.synced_ms.is_some()
     }
 
     /// Announces that the node is about to go.
@@ -148,6 +156,7 @@ impl Node {
         // two nodes that keep contesting each other go on at the next call.
         for _ in 0..8 {
             self.rebuild(now_ms);
+            self.settle(now_ms);
             let before = self.state.clone();
             self.follow_declarations(now_ms);
             self.trust_unchecked();
@@ -158,6 +167,7 @@ impl Node {
             }
         }
         self.rebuild(now_ms);
+        self.remember_nodes();
     }
 
     /// When [`Self::refresh`] has something to do even if nothing happens, Unix milliseconds. What was due
@@ -203,6 +213,29 @@ impl Node {
             .collect()
     }
 
+    /// Absence means something once every node of before has told what it has. All agents may have been
+    /// restarted at once, and the first exchange been one with somebody who knew nothing yet.
+    fn settle(&mut self, now_ms: u64) {
+        let Some(synced_ms) = self.synced_ms.filter(|_| !self.settled) else {
+            return;
+        };
+        let here = |name: &String| self.snapshot.nodes.contains_key(&NodeId::of_name(name));
+        let all = self.state.nodes.iter().all(here);
+        if all || now_ms.saturating_sub(synced_ms) >= MISSED_MS {
+            self.settled = true;
+            self.revision = None;
+            self.rebuild(now_ms);
+        }
+    }
+
+    fn remember_nodes(&mut self) {
+        let names = self.snapshot.nodes.values().map(|node| &node.name);
+        let names: BTreeSet<String> = names.cloned().collect();
+        if self.settled && self.state.nodes != names {
+            self.state.nodes = names;
+        }
+    }
+
     fn rebuild(&mut self, now_ms: u64) {
         let records = self.records(now_ms);
         self.catalog.set_owner(self.identity.id, true, records);
@@ -211,7 +244,7 @@ impl Node {
             return;
         }
         self.revision = revision;
-        let snapshot = self.catalog.snapshot(self.synced);
+        let snapshot = self.catalog.snapshot(self.settled);
         if *self.snapshot != snapshot {
             self.snapshot = Arc::new(snapshot);
         }

@@ -58,6 +58,8 @@ pub(super) struct Runner {
     wires: Wires,
     /// What was read of each owner last, to read again only what changed.
     owners: BTreeMap<NodeId, Arc<Owner>>,
+    /// Whether an earlier agent left its fast path at work: that counts until it is known how it is now.
+    left_at_work: bool,
     published: Option<Vec<Record>>,
     health: HealthChecks,
     /// What the overlay was asked for, and has.
@@ -97,6 +99,7 @@ impl Runner {
         gossip: Gossip,
         overlay: OverlayHandle,
         plane: PlaneHandle,
+        left_at_work: bool,
         wires: Wires,
     ) -> Self {
         Self {
@@ -108,6 +111,7 @@ impl Runner {
             plane,
             wires,
             owners: BTreeMap::new(),
+            left_at_work,
             published: None,
             health: HealthChecks::new(),
             attached: BTreeMap::new(),
@@ -196,7 +200,8 @@ impl Runner {
     pub(super) fn settle(&mut self) {
         self.let_go_of_vanished();
         let fast_path = self.fast_path();
-        self.node.set_fast_path(fast_path.unwrap_or(false));
+        self.node
+            .set_fast_path(fast_path.unwrap_or(self.left_at_work));
         self.node.settle_attachments();
         self.node.refresh(super::now_ms());
         self.apply_pending_stacks();
@@ -255,7 +260,7 @@ impl Runner {
 
     fn take_view(&mut self, view: &View) {
         if view.synced {
-            self.node.set_synced();
+            self.node.set_synced(super::now_ms());
         }
         for (id, owner) in view.owners.iter().filter(|(id, _)| **id != view.me) {
             if self
@@ -304,8 +309,7 @@ impl Runner {
         if news {
             self.overlay.reconcile(Arc::clone(snapshot));
         }
-        // What an earlier agent said of this node counts until it is known whether the fast path is as it was.
-        if !snapshot.synced || self.fast_path().is_none() {
+        if !self.node.is_synced() {
             return;
         }
         let records = self.node.records(super::now_ms());

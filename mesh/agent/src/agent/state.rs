@@ -2,7 +2,7 @@
 //! Kept as one JSON file in the state directory, replaced as a whole and synced before the change counts.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::{self, File},
     io::{self, Write},
     os::{
@@ -67,6 +67,9 @@ pub(super) struct LocalState {
     pub removals: BTreeMap<String, u64>,
     pub tasks: BTreeMap<TaskId, LocalTask>,
     pub slices: BTreeMap<NetworkName, HeldSlices>,
+    /// The names of the members of the cluster, this node among them.
+    #[serde(default)]
+    pub nodes: BTreeSet<String>,
     /// Stack files applied at the start, by path: the SHA-256 of what was applied.
     pub stack_files: BTreeMap<String, String>,
 }
@@ -81,6 +84,7 @@ impl Default for LocalState {
             removals: BTreeMap::new(),
             tasks: BTreeMap::new(),
             slices: BTreeMap::new(),
+            nodes: BTreeSet::new(),
             stack_files: BTreeMap::new(),
         }
     }

@@ -16,6 +16,13 @@ pub(in crate::agent) fn clean(dir: &Path) -> Result<(), String> {
     bpf_fs::release(dir).map_err(|e| format!("{e:#}"))
 }
 
+/// Whether programs of an earlier agent are at work, whatever its build.
+pub(in crate::agent) fn at_work(dir: &Path) -> bool {
+    let entries = |dir: &Path| fs::read_dir(dir).into_iter().flatten().flatten();
+    let mut pins = entries(dir).flat_map(|layout| entries(&layout.path()));
+    pins.any(|pin| pin.file_name().to_string_lossy().starts_with("from_mesh-"))
+}
+
 /// Detaches all programs and removes all pins, those of other builds with other layouts too.
 pub(super) fn remove_all(dir: &Path) -> Result<(), String> {
     if !dir.exists() {

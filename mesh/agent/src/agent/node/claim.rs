@@ -16,7 +16,7 @@ use crate::{agent::state::LocalTask, api::Place};
 impl Node {
     /// Claims what is missing. Before the cluster is known nothing is: what is remembered has to do.
     pub(super) fn claim(&mut self, now_ms: u64) {
-        if !self.synced {
+        if !self.settled {
             return;
         }
         let snapshot = Arc::clone(&self.snapshot);

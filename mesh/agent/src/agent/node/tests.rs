@@ -23,7 +23,7 @@ fn restarted(name: &str, state: LocalState) -> Node {
         version: "test".to_owned(),
     };
     let mut node = Node::new(identity, state);
-    node.set_synced();
+    node.set_synced(NOW);
     node.refresh(NOW);
     node
 }
@@ -338,4 +338,27 @@ fn an_address_that_others_cannot_reach_is_refused() {
     assert!(matches!(add("127.0.0.1"), Err(TaskError::Loopback(_))));
     assert!(matches!(add("0.0.0.0"), Err(TaskError::NoAddress(_))));
     add("10.77.0.11").unwrap();
+}
+
+#[test]
+fn after_a_restart_nothing_is_missing_before_every_node_of_before_has_told() {
+    let mut nodes = [node("n1"), node("n2"), node("n3")];
+    exchange(&mut nodes, NOW);
+    let others: Vec<_> = nodes[1..]
+        .iter()
+        .map(|n| (n.identity.id, n.records(NOW)))
+        .collect();
+
+    let mut again = restarted("n1", nodes[0].state().clone());
+    assert!(!again.snapshot().synced, "nobody has told anything yet");
+    for (at, (id, records)) in others.into_iter().enumerate() {
+        again.catalog().set_owner(id, true, records);
+        again.refresh(NOW);
+        assert_eq!(again.snapshot().synced, at == 1);
+    }
+
+    let mut alone = restarted("n1", nodes[0].state().clone());
+    alone.refresh(NOW + MISSED_MS);
+    assert!(alone.snapshot().synced, "who is gone is not waited for");
+    assert_eq!(alone.state().nodes, BTreeSet::from(["n1".to_owned()]));
 }

@@ -64,7 +64,7 @@ fn many_tasks_at_once_have_an_address_each() {
     }
     node.refresh(NOW);
     let all = addresses(&node, "app");
-    let each: std::collections::BTreeSet<_> = all.iter().collect();
+    let each: BTreeSet<_> = all.iter().collect();
     assert_eq!((all.len(), each.len()), (60, 60));
     let slices = &node.state().slices[&app()].slices;
     for (i, slice) in slices.iter().enumerate() {
