@@ -25,6 +25,9 @@ services:
     ports: ['8080:80']
 ";
 
+/// What an answer takes at most where none has to be waited for, with all that two cores may have to do besides.
+const FULL_SPEED: Duration = Duration::from_millis(900);
+
 /// What a client may have to wait while a node is dead and not yet known to be: until the relay tries another
 /// backend, or until the client has sent its SYN again twice, after 1 s and after 2 s more (RFC 6298).
 const fn longest_wait(plane: Plane) -> Duration {
@@ -49,15 +52,16 @@ fn rows(value: &Value) -> impl Iterator<Item = &Value> {
 }
 
 on_both_planes! {
+    a_task_that_is_killed_takes_only_its_own_connections_along,
+    a_task_whose_namespace_vanishes_takes_only_its_own_connections_along,
     a_node_is_cut_off_for_a_moment_under_load,
     udp_follows_a_replaced_task_within_a_second,
     a_port_in_use_on_one_node_is_reported_there_and_taken_when_free,
     nothing_is_left_behind,
 }
 
-#[test]
-fn a_task_that_is_killed_takes_only_its_own_connections_along() -> Result<()> {
-    let mut cluster = Cluster::start("kill", Options::nodes(3))?;
+fn a_task_that_is_killed_takes_only_its_own_connections_along(plane: Plane) -> Result<()> {
+    let mut cluster = Cluster::start("kill", Options::nodes(3).plane(plane))?;
     cluster.apply(0, STACK)?;
     let _stays = [
         cluster.whoami("a1", 0, "web")?,
@@ -82,13 +86,14 @@ fn a_task_that_is_killed_takes_only_its_own_connections_along() -> Result<()> {
         report.failures.len() <= 4,
         "more than the load has connections: {report}"
     );
-    ensure!(report.slowest < longest_wait(Plane::Relay), "{report}");
+    ensure!(report.slowest < longest_wait(plane), "{report}");
     Ok(())
 }
 
-#[test]
-fn a_task_whose_namespace_vanishes_takes_only_its_own_connections_along() -> Result<()> {
-    let mut cluster = Cluster::start("vanish", Options::nodes(3))?;
+fn a_task_whose_namespace_vanishes_takes_only_its_own_connections_along(
+    plane: Plane,
+) -> Result<()> {
+    let mut cluster = Cluster::start("vanish", Options::nodes(3).plane(plane))?;
     cluster.apply(0, STACK)?;
     let _stays = [
         cluster.whoami("a1", 0, "web")?,
@@ -113,7 +118,7 @@ fn a_task_whose_namespace_vanishes_takes_only_its_own_connections_along() -> Res
         report.failures.len() <= 4,
         "more than the load has connections: {report}"
     );
-    ensure!(report.slowest < longest_wait(Plane::Relay), "{report}");
+    ensure!(report.slowest < longest_wait(plane), "{report}");
     // It was in no file that would have it come back, and so is forgotten.
     cluster.wait_for(0, "two tasks", &["tasks"], |all| rows(all).count() == 2)?;
     Ok(())
@@ -157,11 +162,14 @@ fn cut_under_load(plane: Plane, cut_for: Duration) -> Result<()> {
     for ((load, before), after) in loads.into_iter().zip(before).zip(after) {
         let report = load.stop()?;
         lost_only_between(&report, before, after)?;
-        let mut new = report.records.iter().filter(|record| record.at > after);
-        ensure!(
-            new.all(|record| record.took < longest_wait(plane)),
-            "waited too long: {report}"
-        );
+        for record in report.records.iter().filter(|record| record.at > after) {
+            let limit = if record.at > after + Duration::from_secs(5) {
+                FULL_SPEED
+            } else {
+                longest_wait(plane)
+            };
+            ensure!(record.took < limit, "waited too long: {record:?}: {report}");
+        }
     }
 
     let healed = Instant::now();
@@ -394,6 +402,13 @@ networks:
         ensure!(
             !cluster.file(node, "agent.sock").exists(),
             "the socket is there"
+        );
+        let dir = cluster.bpf_dir(node);
+        ensure!(!dir.exists(), "{} is there", dir.display());
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
+        ensure!(
+            !mounts.contains(&*dir.to_string_lossy()),
+            "it is mounted still: {mounts}"
         );
         let links = tasks[node].netns.run(["ip", "-o", "link"])?.stdout;
         ensure!(links.lines().count() == 1, "left in the task: {links}");
