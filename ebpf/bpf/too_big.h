@@ -43,6 +43,21 @@ static __always_inline __u16 folded(__u32 sum)
 	return checksum(0xffff, sum);
 }
 
+/* A packet whose checksum a card is still to make has the sum of its pseudo-header there. What leaves by a card that
+ * makes none is finished by the kernel, and then the sum of all from the ports on is minus that: so it is to count in
+ * the checksum of an error that carries it. */
+static __always_inline void foresee(struct error *e, __u32 length)
+{
+	const struct iphdr *about = (const struct iphdr *)e->about;
+	__u16 check = *(__u16 *)(e->about + 20 + (about->protocol == IPPROTO_TCP ? 16 : 6));
+	__u32 ends = (__u16)~folded(bpf_csum_diff(0, 0, (void *)&about->saddr, 8, 0));
+	__u16 pseudo = ~folded(ends + htons(about->protocol) + htons(length));
+	if (check != pseudo)
+		return;
+	__u16 without = folded(bpf_csum_diff(0, 0, (void *)(e->about + 20), 20, 0));
+	e->check = folded((__u32)(__u16)~e->check + without + (__u16)~pseudo);
+}
+
 /* Answers a packet that is too big, by the link that it came by. */
 static __noinline int tell_too_big(struct __sk_buff *skb, __u32 mtu, __be32 from)
 {
@@ -64,6 +79,7 @@ static __noinline int tell_too_big(struct __sk_buff *skb, __u32 mtu, __be32 from
 	e.ip.check = folded(bpf_csum_diff(0, 0, (void *)&e.ip, sizeof(e.ip), 0));
 	/* What is not copied is zero, and adds nothing. */
 	e.check = folded(bpf_csum_diff(0, 0, (void *)&e.type, sizeof(e) - sizeof(e.ip), 0));
+	foresee(&e, skb->len - L4);
 	if (bpf_skb_change_tail(skb, ETH_HLEN + length, 0) || bpf_skb_adjust_room(skb, ERROR_HEADERS, BPF_ADJ_ROOM_MAC, 0))
 		return drop(DROP_FAILED);
 	if (bpf_skb_store_bytes(skb, 0, turned, 12, 0) || bpf_skb_store_bytes(skb, ETH_HLEN, &e, ERROR_HEADERS, 0))
