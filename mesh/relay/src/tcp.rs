@@ -38,6 +38,8 @@ pub(crate) async fn accept(
     listener: TcpListener,
     served: impl Fn(&TcpStream) -> Option<Arc<Served>>,
 ) {
+    // Accepted sockets inherit it. It cannot fail on one that is open, and without it all still works.
+    let _ = prepare(&SockRef::from(&listener));
     let mut told: Option<Instant> = None;
     loop {
         match listener.accept().await {
@@ -81,11 +83,11 @@ async fn serve(
     peer: SocketAddr,
     _permit: OwnedSemaphorePermit,
 ) {
-    let Ok(asked) = client.local_addr() else {
+    let Ok(asked_port) = asked_port(&served, &client) else {
         return reset(&client);
     };
     let connected = tokio::select! {
-        connected = connect::to_backend(&engine, &served, peer.ip(), asked.port()) => connected,
+        connected = connect::to_backend(&engine, &served, peer.ip(), asked_port) => connected,
         () = served.ended.cancelled() => return reset(&client),
     };
     let connected = match connected {
@@ -94,9 +96,11 @@ async fn serve(
     };
     let upstream = connected.stream;
     let policy = &connected.route.spec.policy;
-    // Neither can fail on a socket that is open, and without them it still works.
-    let _ = prepare(&client).and_then(|()| prepare(&upstream));
+    let _ = prepare(&SockRef::from(&upstream));
     if let Some(version) = policy.proxy_protocol {
+        let Ok(asked) = client.local_addr() else {
+            return reset(&client);
+        };
         let header = proxy_protocol::for_tcp(version, peer, asked);
         // The first bytes of a new connection always fit into its empty send buffer.
         if pump::write_all(&upstream, &header).await.is_err() {
@@ -126,12 +130,20 @@ async fn serve(
     }
 }
 
-fn prepare(stream: &TcpStream) -> io::Result<()> {
-    stream.set_nodelay(true)?;
+/// The port that the client asked. Only a virtual address is served on every port.
+fn asked_port(served: &Served, client: &TcpStream) -> io::Result<u16> {
+    match served.frontend.port {
+        0 => Ok(client.local_addr()?.port()),
+        port => Ok(port),
+    }
+}
+
+fn prepare(socket: &SockRef<'_>) -> io::Result<()> {
+    socket.set_tcp_nodelay(true)?;
     let keepalive = TcpKeepalive::new()
         .with_time(KEEPALIVE_TIME)
         .with_interval(KEEPALIVE_INTERVAL);
-    SockRef::from(stream).set_tcp_keepalive(&keepalive)
+    socket.set_tcp_keepalive(&keepalive)
 }
 
 fn refuse(served: &Served, client: &TcpStream, why: Refusal) {

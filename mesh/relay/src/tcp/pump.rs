@@ -3,11 +3,16 @@
 use std::{
     io::{self, ErrorKind},
     net::Shutdown,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
     time::Duration,
 };
 
-use rustix::pipe::{SpliceFlags, splice};
+use nix::libc::c_int;
+use rustix::{
+    ioctl::{Getter, Opcode, ioctl},
+    net::{RecvFlags, recv},
+    pipe::{SpliceFlags, splice},
+};
 use socket2::SockRef;
 use tokio::{io::Interest, net::TcpStream, task::coop::consume_budget, time::sleep_until};
 
@@ -21,6 +26,9 @@ use crate::{
 const SPLICE_AFTER: u64 = 4 << 20;
 /// After so many further bytes a direction that got no pipe asks again.
 const ASK_AGAIN_AFTER: u64 = 4 << 20;
+
+/// The request behind sockatmark(3), of asm-generic/sockios.h.
+const SIOCATMARK: Opcode = 0x8905;
 
 /// How a connection ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,6 +59,8 @@ struct Leg<'a> {
     from: &'a TcpStream,
     to: &'a TcpStream,
     last_ms: &'a AtomicU64,
+    /// Whether one of the two directions has ended.
+    half_closed: &'a AtomicBool,
 }
 
 /// Moves bytes both ways until both sides have closed, or one is broken, or nothing moved for `idle`. A
@@ -63,6 +73,7 @@ pub(super) async fn both_ways(
     idle: Option<Duration>,
 ) -> End {
     let last_ms = AtomicU64::new(engine.now_ms());
+    let half_closed = AtomicBool::new(false);
     let leg = |direction, from, to| Leg {
         engine,
         flow,
@@ -70,6 +81,7 @@ pub(super) async fn both_ways(
         from,
         to,
         last_ms: &last_ms,
+        half_closed: &half_closed,
     };
     let inward = leg(Direction::In, client, upstream).run();
     let outward = leg(Direction::Out, upstream, client).run();
@@ -149,8 +161,11 @@ impl Leg<'_> {
                 break;
             }
         }
-        // It fails if the other side is gone meanwhile, which the other direction will find.
-        let _ = SockRef::from(self.to).shutdown(Shutdown::Write);
+        // The second direction's end is told by the close that follows.
+        if !self.half_closed.swap(true, Ordering::Relaxed) {
+            // It fails if the other side is gone meanwhile, which the other direction will find.
+            let _ = SockRef::from(self.to).shutdown(Shutdown::Write);
+        }
         Ok(())
     }
 
@@ -158,14 +173,17 @@ impl Leg<'_> {
     async fn copy(&self, moved: &mut u64, splice_from: u64) -> io::Result<Turn> {
         let mut buffer = self.engine.buffers.take();
         while *moved < splice_from {
-            let count = match self.from.try_read(&mut buffer) {
-                Ok(0) => return Ok(Turn::Eof),
-                Ok(count) => count,
+            let (count, drained) = match read(self.from, &mut buffer) {
+                Ok((0, _)) => return Ok(Turn::Eof),
+                Ok(read) => read,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(Turn::Drained),
                 Err(error) => return Err(error),
             };
             write_all(self.to, buffer.get(..count).unwrap_or_default()).await?;
             self.count(count, moved);
+            if drained {
+                return Ok(Turn::Drained);
+            }
             consume_budget().await;
         }
         Ok(Turn::More)
@@ -207,6 +225,33 @@ impl Leg<'_> {
     fn mark(&self) {
         self.last_ms.store(self.engine.now_ms(), Ordering::Relaxed);
     }
+}
+
+/// Reads what there is, and tells whether that was all, so that the next look at the socket is due when more
+/// has come. Less than was asked for leaves nothing behind, as epoll(7) says, unless urgent data is in the way.
+fn read(from: &TcpStream, buffer: &mut [u8]) -> io::Result<(usize, bool)> {
+    let mut all = None;
+    let read = from.try_io(Interest::READABLE, || {
+        let (count, _) = recv(from, &mut *buffer, RecvFlags::empty())?;
+        if count == 0 || count == buffer.len() || at_urgent_data(from) {
+            return Ok(count);
+        }
+        all = Some(count);
+        // It is how tokio is told that the socket is no longer readable.
+        Err(ErrorKind::WouldBlock.into())
+    });
+    match all {
+        Some(count) => Ok((count, true)),
+        None => Ok((read?, false)),
+    }
+}
+
+/// Whether the next byte is urgent data, before which every read stops: sockatmark(3).
+#[expect(unsafe_code, reason = "rustix has no call of its own for it")]
+fn at_urgent_data(stream: &TcpStream) -> bool {
+    // SAFETY: this request stores an int and does nothing else: `SIOCATMARK` in socket(7).
+    let mark = unsafe { ioctl(stream, Getter::<SIOCATMARK, c_int>::new()) };
+    mark.is_ok_and(|mark| mark != 0)
 }
 
 /// Writes all bytes, waiting where the receiver is slower.

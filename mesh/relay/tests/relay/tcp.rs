@@ -69,6 +69,22 @@ fn reset(stream: TcpStream) {
 }
 
 #[test]
+fn urgent_data_holds_nothing_up() {
+    let pair = pair();
+    for _ in 0..20 {
+        let mut client = connect(at(&pair.spec));
+        // All of it is there when the relay, which asks the backend first, begins to read.
+        client.write_all(b"before").unwrap();
+        SockRef::from(&client).send_out_of_band(b"!").unwrap();
+        client.write_all(b"after").unwrap();
+        let mut backend = pair.accepted.recv_timeout(Duration::from_secs(5)).unwrap();
+        let mut text = [0; 11];
+        backend.read_exact(&mut text).unwrap();
+        assert_eq!(&text, b"beforeafter");
+    }
+}
+
+#[test]
 fn a_client_that_has_closed_its_side_still_receives() {
     let pair = pair();
     let (mut client, mut backend) = pair.open();
