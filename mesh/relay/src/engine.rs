@@ -9,7 +9,7 @@ use crate::{
     RelayConfig,
     flows::Flows,
     passed_over::PassedOver,
-    pool::{Buffers, Pipes},
+    pool::{BUFFER, Buffers, Pipes},
     sources::Turns,
 };
 
@@ -20,6 +20,8 @@ pub(crate) struct Engine {
     pub(crate) passed_over: PassedOver,
     pub(crate) flows: Arc<Flows>,
     pub(crate) buffers: Buffers,
+    /// For the datagrams that are taken from a listener at once.
+    pub(crate) bursts: Buffers,
     pub(crate) pipes: Pipes,
     /// A permit per TCP connection.
     pub(crate) connections: Arc<Semaphore>,
@@ -41,7 +43,8 @@ impl Engine {
             runtime,
             passed_over: PassedOver::default(),
             flows: Arc::default(),
-            buffers: Buffers::default(),
+            buffers: Buffers::new(BUFFER),
+            bursts: Buffers::new(2 * BUFFER),
             source_turns: Turns::default(),
             tasks: TaskTracker::new(),
             start: Instant::now(),

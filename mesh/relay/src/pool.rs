@@ -12,24 +12,31 @@ use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
 use crate::served::lock;
 
 /// The size of a buffer, which the largest datagram fits into too.
-const BUFFER: usize = 64 * 1024;
+pub(crate) const BUFFER: usize = 64 * 1024;
 /// How many unused buffers are kept.
 const SPARE_BUFFERS: usize = 64;
 /// The size of a pipe: the kernel's limit for users without privileges, and the best one measured.
 pub(crate) const PIPE: usize = 1 << 20;
 
-/// Buffers of 64 KiB.
-#[derive(Default)]
+/// Buffers of one size.
 pub(crate) struct Buffers {
+    size: usize,
     spare: Mutex<Vec<Box<[u8]>>>,
 }
 
 impl Buffers {
+    pub(crate) fn new(size: usize) -> Self {
+        Self {
+            size,
+            spare: Mutex::default(),
+        }
+    }
+
     /// A buffer with arbitrary content.
     pub(crate) fn take(&self) -> Buffer<'_> {
         let spare = lock(&self.spare).pop();
         Buffer {
-            bytes: spare.unwrap_or_else(|| vec![0; BUFFER].into()),
+            bytes: spare.unwrap_or_else(|| vec![0; self.size].into()),
             pool: self,
         }
     }
@@ -187,7 +194,7 @@ mod tests {
 
     #[test]
     fn buffers_are_used_again() {
-        let buffers = Buffers::default();
+        let buffers = Buffers::new(BUFFER);
         buffers.take()[0] = 7;
         assert_eq!(buffers.take()[0], 7);
         assert_eq!(buffers.take().len(), BUFFER);

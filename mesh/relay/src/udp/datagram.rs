@@ -13,6 +13,7 @@ use nix::{
         recvmsg, sendmsg, setsockopt, sockopt,
     },
 };
+use rustix::io::Errno;
 use socket2::Socket;
 
 /// What the kernel may keep for a socket that is read too slowly: a burst of some thousand datagrams.
@@ -145,6 +146,40 @@ pub(crate) fn reply(
     Ok(())
 }
 
+/// The most datagrams in a train: `UDP_MAX_SEGMENTS` of kernels before 6.9.
+const LONGEST_TRAIN: usize = 64;
+/// The most bytes in one: what an IPv4 packet holds beside its headers.
+const LARGEST_TRAIN: usize = 65_507;
+
+/// How many of these make a train: datagrams of one size, of which only the last may be shorter, and none is
+/// empty. At least one, if there is one.
+pub(super) fn train(datagrams: &[&[u8]]) -> usize {
+    let size = datagrams.first().map_or(0, |first| first.len());
+    let longest = LARGEST_TRAIN.checked_div(size).unwrap_or(1);
+    let longest = longest.clamp(1, LONGEST_TRAIN);
+    let equal = datagrams.iter().take(longest);
+    let equal = equal.take_while(|bytes| bytes.len() == size).count();
+    let shorter = |bytes: &&[u8]| (1..size).contains(&bytes.len());
+    let last = equal < longest && datagrams.get(equal).is_some_and(shorter);
+    equal + usize::from(last)
+}
+
+/// Sends a train to the peer of a connected socket, without waiting. The kernel takes it through the network
+/// as one packet, and parts it where it leaves the machine or arrives (`UDP_SEGMENT` of udp(7)).
+pub(super) fn send_train(socket: &impl AsFd, datagrams: &[&[u8]]) -> rustix::io::Result<usize> {
+    let size = datagrams.first().map_or(0, |first| first.len());
+    let size = u16::try_from(size).map_err(|_| Errno::MSGSIZE)?;
+    let parts: Vec<IoSlice<'_>> = datagrams.iter().map(|bytes| IoSlice::new(bytes)).collect();
+    sendmsg::<()>(
+        socket.as_fd().as_raw_fd(),
+        &parts,
+        &[ControlMessage::UdpGsoSegments(&size)],
+        MsgFlags::MSG_DONTWAIT,
+        None,
+    )
+    .map_err(|errno| Errno::from_raw_os_error(errno as i32))
+}
+
 fn address(storage: &SockaddrStorage) -> Option<SocketAddr> {
     let v4 = storage
         .as_sockaddr_in()
@@ -155,4 +190,29 @@ fn address(storage: &SockaddrStorage) -> Option<SocketAddr> {
             .map(|v6| SocketAddrV6::from(*v6).into())
     };
     v4.or_else(v6)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_train_is_of_one_size_and_may_end_with_a_shorter_one() {
+        let train_of = |sizes: &[usize]| {
+            let datagrams: Vec<Vec<u8>> = sizes.iter().map(|size| vec![0; *size]).collect();
+            let datagrams: Vec<&[u8]> = datagrams.iter().map(Vec::as_slice).collect();
+            train(&datagrams)
+        };
+        assert_eq!(train_of(&[]), 0);
+        assert_eq!(train_of(&[64]), 1);
+        assert_eq!(train_of(&[64, 64, 64]), 3);
+        assert_eq!(train_of(&[64, 64, 10, 64]), 3);
+        assert_eq!(train_of(&[64, 65]), 1);
+        assert_eq!(train_of(&[64, 0]), 1, "an empty one would be none");
+        assert_eq!(train_of(&[0, 0]), 1);
+        assert_eq!(train_of(&[1; 100]), LONGEST_TRAIN);
+        assert_eq!(train_of(&[30_000, 30_000, 30_000]), 2);
+        assert_eq!(train_of(&[30_000, 30_000, 5_000]), 2);
+        assert_eq!(train_of(&[65_507, 1]), 1);
+    }
 }

@@ -11,7 +11,10 @@ use std::{
 };
 
 use portolan_model::{Protocol, TaskId};
-use rustix::net::{RecvFlags, SendFlags, recv, send};
+use rustix::{
+    io::Errno,
+    net::{RecvFlags, SendFlags, recv, send},
+};
 use socket2::{Domain, Socket, Type};
 use tokio::{
     io::Interest, net::UdpSocket, sync::Notify, task::coop::consume_budget, time::sleep_until,
@@ -68,6 +71,8 @@ struct Upstream {
     /// The PROXY protocol's header, until the first datagram took it.
     header: Vec<u8>,
     greeted: AtomicBool,
+    /// Whether the way there takes several datagrams at once.
+    takes_trains: AtomicBool,
     /// The last datagram that was not answered yet; a refusal is told only later, and it is then sent to
     /// the next backend.
     unanswered: Mutex<Option<Vec<u8>>>,
@@ -107,24 +112,26 @@ impl UdpFlow {
         }
     }
 
-    /// Chooses the first backend, and sends it the first datagram.
-    pub(super) fn begin(&self, payload: &[u8]) -> Result<(), Refusal> {
+    /// Chooses the first backend, and sends it the first datagrams.
+    pub(super) fn begin(&self, payloads: &[&[u8]]) -> Result<(), Refusal> {
         let mut place = lock(&self.place);
-        self.advance(&mut place, &[payload])
+        self.advance(&mut place, payloads)
     }
 
-    /// Sends a datagram of the client to the backend, and to the next one if that fails at once. False when
+    /// Sends datagrams of the client to the backend, and to the next one if that fails at once. False when
     /// the flow is over and another has to begin.
-    pub(super) fn forward(&self, payload: &[u8]) -> bool {
+    pub(super) fn forward(&self, payloads: &[&[u8]]) -> bool {
         self.mark();
         let mut place = lock(&self.place);
         let Some(upstream) = place.upstream.clone() else {
             return false;
         };
-        if let Err(fault) = upstream.send(payload) {
+        let mut left = payloads;
+        if let Err(fault) = upstream.send(&mut left) {
             self.leave(&mut place, &upstream, Some(fault));
             let kept = lock(&upstream.unanswered).take();
-            let datagrams: Vec<&[u8]> = kept.as_deref().into_iter().chain([payload]).collect();
+            let left = left.iter().copied();
+            let datagrams: Vec<&[u8]> = kept.as_deref().into_iter().chain(left).collect();
             if let Err(why) = self.advance(&mut place, &datagrams) {
                 self.served.refuse(why);
             }
@@ -255,7 +262,7 @@ impl UdpFlow {
             refusal = Refusal::AllBackendsFailed;
             let live = Arc::clone(reserved.backend());
             let fault = match self.connect(candidates.route(), reserved) {
-                Ok(upstream) => match datagrams.iter().try_for_each(|bytes| upstream.send(bytes)) {
+                Ok(upstream) => match upstream.send(&mut { datagrams }) {
                     Ok(()) => {
                         let retried = u64::from(!place.failed.is_empty());
                         self.served
@@ -295,6 +302,7 @@ impl UdpFlow {
             open: flows.begin(&self.served, self.client, address, reserved),
             greeted: AtomicBool::new(header.is_empty()),
             header,
+            takes_trains: AtomicBool::new(true),
             unanswered: Mutex::default(),
         })
     }
@@ -344,26 +352,56 @@ impl Upstream {
         self.open.reserved().backend()
     }
 
-    /// Sends without waiting. A full queue loses the datagram, as any router on its way would; only what is
-    /// a fault of the backend is one here.
-    fn send(&self, payload: &[u8]) -> Result<(), Fault> {
-        let sent = if self.greeted.swap(true, Ordering::Relaxed) {
-            send(&self.socket, payload, SendFlags::DONTWAIT)
-        } else {
-            let first = [&self.header[..], payload].concat();
-            send(&self.socket, &first, SendFlags::DONTWAIT)
-        };
-        let fault = sent.err().and_then(|errno| Fault::of(&errno.into()));
-        if let Some(fault) = fault {
-            return Err(fault);
-        }
-        let mut unanswered = lock(&self.unanswered);
-        let unanswered = unanswered.get_or_insert_default();
-        unanswered.clear();
-        unanswered.extend_from_slice(payload);
-        if sent.is_ok() {
-            self.open.count(Direction::In, payload.len());
+    /// Sends without waiting. A full queue loses datagrams, as any router on their way would; only what is
+    /// a fault of the backend is one here. Then `left` has those that were not sent.
+    fn send(&self, left: &mut &[&[u8]]) -> Result<(), Fault> {
+        while let Some(first) = left.first() {
+            let greeted = self.greeted.swap(true, Ordering::Relaxed);
+            let (sent, count) = if !greeted {
+                let first = [&self.header[..], first].concat();
+                (send(&self.socket, &first, SendFlags::DONTWAIT), 1)
+            } else if let Some(sent) = self.send_train(left) {
+                sent
+            } else {
+                (send(&self.socket, first, SendFlags::DONTWAIT), 1)
+            };
+            let fault = sent.err().and_then(|errno| Fault::of(&errno.into()));
+            if let Some(fault) = fault {
+                return Err(fault);
+            }
+            let (passed, later) = left.split_at(count);
+            if let Some(last) = passed.last() {
+                let mut unanswered = lock(&self.unanswered);
+                let unanswered = unanswered.get_or_insert_default();
+                unanswered.clear();
+                unanswered.extend_from_slice(last);
+            }
+            if sent.is_ok() {
+                let bytes = passed.iter().map(|payload| payload.len()).sum();
+                self.open.count(Direction::In, bytes);
+            }
+            *left = later;
         }
         Ok(())
+    }
+
+    /// Sends as many as go in one piece, which costs little more than one alone, and tells how many; `None`
+    /// if they do not go so.
+    fn send_train(&self, datagrams: &[&[u8]]) -> Option<(rustix::io::Result<usize>, usize)> {
+        if !self.takes_trains.load(Ordering::Relaxed) {
+            return None;
+        }
+        let count = datagram::train(datagrams);
+        if count < 2 {
+            return None;
+        }
+        match datagram::send_train(&self.socket, datagrams.get(..count)?) {
+            // Too large for the way there, or its kernel or link has no such thing.
+            Err(Errno::INVAL | Errno::MSGSIZE | Errno::IO | Errno::OPNOTSUPP) => {
+                self.takes_trains.store(false, Ordering::Relaxed);
+                None
+            }
+            sent => Some((sent, count)),
+        }
     }
 }
