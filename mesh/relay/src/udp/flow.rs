@@ -127,14 +127,25 @@ impl UdpFlow {
             return false;
         };
         let mut left = payloads;
-        if let Err(fault) = upstream.send(&mut left) {
-            self.leave(&mut place, &upstream, Some(fault));
-            let kept = lock(&upstream.unanswered).take();
-            let left = left.iter().copied();
-            let datagrams: Vec<&[u8]> = kept.as_deref().into_iter().chain(left).collect();
-            if let Err(why) = self.advance(&mut place, &datagrams) {
-                self.served.refuse(why);
+        let fault = if upstream.live().gone.is_cancelled() {
+            // The task of the flow has yet to learn of it.
+            None
+        } else {
+            match upstream.send(&mut left) {
+                Ok(()) => return true,
+                Err(fault) => Some(fault),
             }
+        };
+        self.leave(&mut place, &upstream, fault);
+        if self.served.ended.is_cancelled() {
+            return true;
+        }
+        // Who is removed may have acted on the datagram before; who refused has not seen it.
+        let kept = fault.and_then(|_| lock(&upstream.unanswered).take());
+        let left = left.iter().copied();
+        let datagrams: Vec<&[u8]> = kept.as_deref().into_iter().chain(left).collect();
+        if let Err(why) = self.advance(&mut place, &datagrams) {
+            self.served.refuse(why);
         }
         true
     }
