@@ -5,7 +5,8 @@
 //!   move in tasks on the tokio runtime that it was given.
 //! - TCP: a client is accepted, a backend chosen and connected to (the next one if it does not answer),
 //!   and bytes are moved both ways, through a pooled buffer at first and by splice(2) in bulk.
-//! - UDP: one connected socket per client flow; replies leave from the address that the client asked.
+//! - UDP: one connected socket per client flow; equal datagrams that wait together go on as one piece, and
+//!   replies leave from the address that the client asked.
 //! - Virtual addresses are served on every port by one transparent socket per protocol (TPROXY).
 //!
 //! The relay decides nothing about what is served: it neither checks the health of tasks nor knows of
