@@ -15,8 +15,8 @@ services:
   web:
     ports: ['8080:80', '8080:80/udp', '9000:90']
 ";
-/// How long clients go on without agents, unless `PORTOLAN_LOAD_SECONDS` says otherwise.
-const LOADED: u64 = 5;
+/// How long agents are killed and started under load, unless `PORTOLAN_LOAD_SECONDS` says otherwise.
+const LOADED: u64 = 10;
 /// Less than the first retransmission of a SYN (RFC 6298): no connection has lost a packet at its begin.
 const NO_RETRANSMISSION: Duration = Duration::from_millis(990);
 /// A SYN is sent again after 1 s, and after 2 s more.
@@ -50,7 +50,7 @@ fn answered(load: &Load, more: usize) -> Result<()> {
 }
 
 #[test]
-fn clients_are_served_while_no_agent_runs() -> Result<()> {
+fn all_agents_are_killed_under_load_and_no_client_notices() -> Result<()> {
     let seconds = env::var("PORTOLAN_LOAD_SECONDS")
         .ok()
         .and_then(|text| text.parse().ok());
@@ -79,11 +79,17 @@ fn clients_are_served_while_no_agent_runs() -> Result<()> {
             .context(when.to_owned())
     };
     all_go_on("before")?;
-    for node in 0..3 {
-        cluster.kill_agent(node)?;
-    }
     while loads.iter().any(|load| load.elapsed() < lasting) {
+        for node in 0..3 {
+            cluster.kill_agent(node)?;
+        }
         all_go_on("without any agent")?;
+        for node in 0..3 {
+            cluster.start_agent(node)?;
+        }
+        cluster.wait_ready()?;
+        cluster.wait_served("web", 3)?;
+        all_go_on("after the restart")?;
     }
     for load in loads {
         let report = load.stop()?.without_failures()?;
