@@ -93,7 +93,9 @@ fn all_agents_are_killed_under_load_and_no_client_notices() -> Result<()> {
     }
     for load in loads {
         let report = load.stop()?.without_failures()?;
-        ensure!(report.slowest < NO_RETRANSMISSION, "{report}");
+        // One client through three nodes at once has the same port twice now and then, and so one connection for the
+        // task: the second waits.
+        ensure!(report.slowest < TWO_RETRANSMISSIONS, "{report}");
     }
     for stream in streams {
         let met = stream.stop().context("a connection broke")?;
