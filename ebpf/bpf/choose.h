@@ -176,6 +176,15 @@ static __always_inline int pick(const struct call *call, __u32 *ticket, int try,
 	return found != 0;
 }
 
+/* Whether a client outside says that it is of the backend's network. Its flow would take the packets that the backend
+ * sends to the task of that address. */
+static __always_inline int is_of_tasks(const struct call *call, const struct backend *backend)
+{
+	__u32 id = backend->network;
+	struct network *network = call->client ? 0 : bpf_map_lookup_elem(&networks, &id);
+	return network && network->mask && in_subnet(network, call->packet->tuple.saddr);
+}
+
 /* Gives a new flow a backend. If there is none, `why` says why. */
 static __always_inline struct flow *choose(const struct call *call, enum counter *why)
 {
@@ -191,6 +200,10 @@ static __always_inline struct flow *choose(const struct call *call, enum counter
 		struct backend *backend = bpf_map_lookup_elem(&backends, &index);
 		if (!backend || (try < LAST_TRIES && backend->passed_over > now))
 			continue;
+		if (is_of_tasks(call, backend)) {
+			*why = TO_RELAY_SOURCE;
+			return 0;
+		}
 		/* No packet leaves by the link that it came by: to itself a task gets through the relay. */
 		if (call->client && !backend->node && backend->ifindex == call->ifindex) {
 			*why = TO_RELAY_SELF;
@@ -241,13 +254,14 @@ static __always_inline struct flow *recover(const struct call *call)
 	__u64 now = bpf_ktime_get_coarse_ns();
 	struct search search = {.call = call};
 	bpf_loop(call->frontend->members < MAX_MEMBERS ? call->frontend->members : MAX_MEMBERS, has_flow, &search, 0);
-	if (!search.found && call->packet->tcp & TCP_RST)
+	/* Without these it would begin a flow for whom none may be begun, or for what can be of no connection. */
+	if (!search.found && ((call->packet->tcp & (TCP_ACK | TCP_RST)) != TCP_ACK || !allows(call->frontend, t->saddr)))
 		return 0;
 	if (!search.found && !in_table(call->frontend, mixed(mixed(t->saddr) ^ ((__u32)t->sport << 16 | t->dport)), &search.index))
 		return 0;
 	__u32 index = search.index;
 	struct backend *backend = bpf_map_lookup_elem(&backends, &index);
-	if (!backend || (call->client && !backend->node && backend->ifindex == call->ifindex))
+	if (!backend || is_of_tasks(call, backend) || (call->client && !backend->node && backend->ifindex == call->ifindex))
 		return 0;
 	if (!search.found) {
 		struct flow *flow = begin(call, index, backend, now);

@@ -9,7 +9,7 @@ COUNTER(TO_RELAY_FLOW, "to_relay_flow", "left to the relay: it has the connectio
 COUNTER(TO_RELAY_COLLISION, "to_relay_collision", "left to the relay: every backend tried has a flow of the same addresses and ports")
 COUNTER(TO_RELAY_NOT_ALLOWED, "to_relay_not_allowed", "left to the relay, which refuses it: the client is not on the frontend's list")
 COUNTER(TO_RELAY_SELF, "to_relay_self", "left to the relay: a task called a service, and it was its own turn")
-COUNTER(TO_RELAY_SOURCE, "to_relay_source", "left to the relay: a task's packet from an address that is not its own")
+COUNTER(TO_RELAY_SOURCE, "to_relay_source", "left to the relay: a packet from a task's address that is not the sender's own")
 COUNTER(COLLISION, "collision", "a backend was not given a flow, as it has one of the same addresses and ports")
 COUNTER(SENT_BACK, "sent_back", "a flow from another node has the addresses and ports of a live one of the task: sent back, for another backend")
 COUNTER(RETRIED, "retried", "a flow without an answer was begun again, with another backend")

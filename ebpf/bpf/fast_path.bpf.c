@@ -22,7 +22,9 @@ static __noinline int keep_way_back(struct __sk_buff *skb, const struct packet *
 	back.ip_delta = ip_delta(f->ip, back.ip);
 	back.port_delta = f->port == back.port ? 0 : port_delta(f->port, back.port);
 	back.ifindex = skb->ifindex;
-	back.packets = back.bytes = 0;
+	/* How many they were is forgotten; that there were any is not, or a RST would be taken for a refusal. */
+	back.packets = f->answered;
+	back.bytes = 0;
 	back.ack = 0;
 	back.closing = 0;
 	__builtin_memset(back.macs, 0, sizeof(back.macs));
@@ -245,6 +247,24 @@ static __always_inline int choose_again(struct __sk_buff *skb, const struct pack
 	return bpf_redirect(ifindex, BPF_F_INGRESS);
 }
 
+/* As keep_way_back, at the task's node. */
+static __noinline int keep_back(const struct packet *p, const struct flow *f)
+{
+	struct tuple way_back = reversed(&p->tuple);
+	if (bpf_map_lookup_elem(&flows, &way_back))
+		return 0;
+	struct flow back = *f;
+	back.kind = FLOW_BACK;
+	back.created = f->seen;
+	back.packets = back.bytes = 0;
+	back.ack = 0;
+	back.closing = 0;
+	__builtin_memset(back.macs, 0, sizeof(back.macs));
+	if (!bpf_map_update_elem(&flows, &way_back, &back, BPF_NOEXIST))
+		count(RECOVERED);
+	return 0;
+}
+
 /* A packet that another node sends to a task of this one, for a client of its own. */
 static __always_inline int deliver(struct __sk_buff *skb, const struct packet *p, struct flow *f, __u32 network)
 {
@@ -252,7 +272,8 @@ static __always_inline int deliver(struct __sk_buff *skb, const struct packet *p
 	if (bpf_skb_get_tunnel_key(skb, &key, sizeof(key), 0))
 		return drop(DROP_NOT_MEMBER);
 	if (f && f->node == key.remote_ipv4 && !is_syn(p)) {
-		book(p, f);
+		if (book(p, f))
+			keep_back(p, f);
 		return hand_over(skb, f->ifindex, f->macs);
 	}
 	struct task *task = bpf_map_lookup_elem(&tasks, &p->tuple.daddr);

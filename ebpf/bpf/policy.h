@@ -102,10 +102,11 @@ static __always_inline void answered(const struct packet *p, const struct flow *
 		there->answered = 1;
 }
 
-/* Whether a task refuses a connection. Of a port that the client chose that says nothing. */
+/* Whether a task refuses a connection. Of a port that the client chose that says nothing, and a RST without ACK answers
+ * no SYN (RFC 9293, section 3.10.7.1): the client is in a connection that the task does not know, and has to learn it. */
 static __always_inline int turns_away(const struct packet *p, const struct flow *back, const struct backend *backend)
 {
-	return p->tcp & TCP_RST && !back->packets && backend->port;
+	return (p->tcp & (TCP_RST | TCP_ACK)) == (TCP_RST | TCP_ACK) && !back->packets && backend->port;
 }
 
 /* Has both directions of a connection know that the task reset it. */

@@ -13,7 +13,7 @@ use aya::{
         links::{FdLink, LinkError, PinnedLink},
     },
 };
-use rustix::net::{AddressFamily, SocketType, netdevice::name_to_index};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, netdevice::name_to_index, socket_with};
 
 use crate::EbpfError;
 
@@ -25,7 +25,8 @@ pub(crate) const PROGRAMS: [&str; 3] = [FROM_OUTSIDE, FROM_MESH, FROM_TASK];
 /// The index of a network link in the namespace of the calling thread.
 pub(crate) fn index(link: &str) -> Result<u32, EbpfError> {
     let find = || -> io::Result<u32> {
-        let socket = rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None)?;
+        let (family, kind) = (AddressFamily::INET, SocketType::DGRAM);
+        let socket = socket_with(family, kind, SocketFlags::CLOEXEC, None)?;
         Ok(name_to_index(socket, link)?)
     };
     find().map_err(|source| EbpfError::NoLink {

@@ -12,6 +12,7 @@ use super::{EbpfPlane, Place, read};
 use crate::{
     EbpfError, Surroundings, TaskLink,
     error::Doing,
+    flow_table::Slice,
     layout::{FLOW_DELIVER, NetworkValue, ROUTED, TaskValue, host_order},
     links,
     maps::Hash,
@@ -138,15 +139,24 @@ impl EbpfPlane {
 
     /// Forgets the way to tasks that are gone, so that the next packet for a new one of the same address finds it.
     fn forget_deliveries(&mut self, tasks: &BTreeMap<[u8; 4], TaskValue>) -> Result<(), OpError> {
-        // An entry that vanishes while it is read was forgotten by the kernel.
-        let flows = self.maps.flows.iter().flatten();
-        let stale: Vec<_> = flows
-            .filter(|(tuple, flow)| {
+        let (mut stale, mut from) = (Vec::new(), None);
+        // In slices: entry by entry, the kernel begins anew with each entry that vanishes meanwhile.
+        loop {
+            let Slice { entries, next } =
+                self.table.slice(from).map_err(|source| OpError::Kernel {
+                    operation: "read the flows".into(),
+                    source,
+                })?;
+            let gone = entries.into_iter().filter(|(tuple, flow)| {
                 let task = tasks.get(&tuple.daddr);
                 flow.kind == FLOW_DELIVER && task.is_none_or(|task| task.ifindex != flow.ifindex)
-            })
-            .map(|(tuple, _)| tuple)
-            .collect();
+            });
+            stale.extend(gone.map(|(tuple, _)| tuple));
+            from = next;
+            if from.is_none() {
+                break;
+            }
+        }
         for tuple in stale {
             match self.maps.flows.remove(&tuple) {
                 Err(MapError::KeyNotFound) => {}

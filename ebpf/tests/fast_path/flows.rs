@@ -8,8 +8,9 @@ use std::{
 };
 
 use anyhow::{Result, ensure};
+use aya::maps::{HashMap, Map, MapData};
 use portolan_model::Protocol;
-use portolan_testbed::{Namespace, Node, http_get, udp_ask};
+use portolan_testbed::{Namespace, Node, http_get, udp_ask, wait_until};
 use rustix::net::{AddressFamily, SocketType, sockopt::set_socket_reuseaddr};
 
 use crate::{cluster::Cluster, reach::whoami};
@@ -172,6 +173,42 @@ fn a_lost_way_back_never_shows_a_task_to_the_client() -> Result<()> {
         "it reached the client"
     );
     assert_eq!(cluster.counter(2, "drop_no_back"), 1);
+    Ok(())
+}
+
+/// A client that speaks again after a silence gets its answer, also when the task's node forgot the way back.
+#[test]
+fn a_way_back_that_the_tasks_node_lost_is_made_again() -> Result<()> {
+    let cluster = Cluster::new(2)?;
+    let task = cluster.task(2, "t1", "10.208.2.2")?;
+    let server = echo_clients(&task, "10.208.2.2")?;
+    cluster.publish(8080, Protocol::Udp, &[(2, "10.208.2.2")]);
+    let client = cluster.lab.client("c1")?;
+    let socket = client.enter(|| Ok(UdpSocket::bind((client.ipv4(), 40_000))?))?;
+    socket.connect(cluster.nodes[0].at(8080))?;
+    // With the datagram after it, a silence.
+    socket.set_read_timeout(Some(Duration::from_millis(1200)))?;
+    let ask = || {
+        socket.send(b"who")?;
+        Ok(socket.recv(&mut [0; 64]).ok())
+    };
+    wait_until(Duration::from_secs(5), "the first answer", ask)?;
+    let from = client.ipv4().octets();
+    cluster.threads[1].run(move |inside| {
+        let map = MapData::from_pin(inside.pins.join("v1/flows")).unwrap();
+        let mut flows: HashMap<_, [u8; 16], [u8; 96]> = Map::LruHashMap(map).try_into().unwrap();
+        let way_back = [
+            &[10, 208, 2, 2],
+            &from[..],
+            &[0, 80, 0x9c, 0x40, 17, 0, 0, 0],
+        ]
+        .concat();
+        flows.remove(&way_back.try_into().unwrap()).unwrap();
+    });
+    wait_until(Duration::from_secs(10), "another answer", ask)?;
+    assert_eq!(cluster.counter(2, "recovered"), 1);
+    socket.send(b"end")?;
+    server.join().unwrap();
     Ok(())
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use portolan_model::Balancing;
 use portolan_plane::BackendState;
 
-use super::*;
+use super::{bytes::RST, *};
 
 const FAR: [End; 3] = [REMOTE, ([10, 208, 2, 3], 80), ([10, 208, 2, 4], 80)];
 
@@ -74,6 +74,23 @@ fn a_forgotten_way_back_is_made_again_by_the_way_there() {
             assert_eq!(what(rig.flow(task, client, 6).unwrap()), what(known));
         }
         assert_eq!(rig.count("recovered"), 2);
+    });
+}
+
+/// It was answered, so the task's RST is no refusal.
+#[test]
+fn a_connection_whose_way_back_was_made_again_may_be_reset() {
+    on_rig(|rig| {
+        rig.serve(Protocol::Tcp, &FAR);
+        let task = sent(rig, CLIENT, SYN);
+        rig.redirected(FROM_MESH, &tcp(task, CLIENT, SYN | ACK, &[], b""));
+        forget(rig, task, CLIENT);
+        let there = rig.flow(CLIENT, FRONTEND, 6).unwrap();
+        let seen = there.seen - 2_000_000_000;
+        rig.put(CLIENT, FRONTEND, 6, Flow { seen, ..there });
+        rig.redirected(FROM_OUTSIDE, &tcp(CLIENT, FRONTEND, ACK, &[], b"ask"));
+        let reset = tcp(task, CLIENT, RST | ACK, &[], b"");
+        assert_eq!(ends(&rig.redirected(FROM_MESH, &reset)), (FRONTEND, CLIENT));
     });
 }
 

@@ -161,6 +161,21 @@ fn what_is_not_carried_is_left_to_the_relay_and_counted() {
     });
 }
 
+/// Else what the backend sends to the task of that address would be taken for replies.
+#[test]
+fn a_client_outside_with_an_address_of_the_backends_network_gets_no_flow() {
+    on_rig(|rig| {
+        rig.serve(Protocol::Tcp, &[REMOTE]);
+        let task = ([10, 208, 3, 3], 40_000);
+        let forged = tcp(task, FRONTEND, SYN, &[], b"");
+        rig.judged(FROM_OUTSIDE, &forged, NEXT, "to_relay_source");
+        let forged = tcp((task.0, 1), FRONTEND, ACK, &[], b"");
+        rig.judged(FROM_OUTSIDE, &forged, DROP, "drop_no_flow");
+        assert!(rig.flow(REMOTE, task, 6).is_none());
+        assert!(rig.flow(REMOTE, (task.0, 1), 6).is_none());
+    });
+}
+
 #[test]
 fn what_no_one_knows_is_dropped() {
     on_rig(|rig| {

@@ -80,6 +80,27 @@ fn only_clients_on_the_list_begin_flows() {
     });
 }
 
+/// What begins no connection begins no flow either, by which one could be begun that is not allowed.
+#[test]
+fn no_packet_but_one_of_a_client_on_the_list_begins_a_flow() {
+    on_rig(|rig| {
+        let mut listed = spec(Protocol::Tcp, &[REMOTE]);
+        listed.policy.allow = vec!["192.0.2.0/24".parse().unwrap()];
+        rig.plane.upsert(&Arc::new(listed)).unwrap();
+        let packet = |from, flags| tcp(from, FRONTEND, flags, &[], b"");
+        for flags in [0, ACK, FIN | ACK, SYN | ACK] {
+            rig.judged(FROM_OUTSIDE, &packet(CLIENT, flags), DROP, "drop_no_flow");
+        }
+        let syn = packet(CLIENT, SYN);
+        rig.judged(FROM_OUTSIDE, &syn, NEXT, "to_relay_not_allowed");
+        let allowed = ([192, 0, 2, 1], 1);
+        rig.redirected(FROM_OUTSIDE, &packet(allowed, ACK));
+        // It is of no connection at all.
+        let bare = packet(([192, 0, 2, 1], 2), FIN);
+        rig.judged(FROM_OUTSIDE, &bare, DROP, "drop_no_flow");
+    });
+}
+
 #[test]
 fn a_list_outlives_the_agent_and_goes_with_its_frontend() {
     on_rig(|rig| {
@@ -230,6 +251,19 @@ fn a_refused_connection_is_tried_once_more_elsewhere() {
         rig.redirected(FROM_OUTSIDE, &syn);
         rig.redirected(FROM_MESH, &refusal(REMOTE));
         assert_eq!((rig.count("drop_refused"), failures(rig)), (1, 3));
+    });
+}
+
+/// The client has to learn that its connection is not known: it repeats no SYN that could go elsewhere.
+#[test]
+fn a_connection_that_the_task_does_not_know_is_no_refusal() {
+    on_rig(|rig| {
+        rig.serve(Protocol::Tcp, &[REMOTE, OTHER]);
+        let lost = tcp(CLIENT, FRONTEND, ACK, &[], b"x");
+        let task = ends(&rig.redirected(FROM_OUTSIDE, &lost)).1;
+        let told = rig.redirected(FROM_MESH, &tcp(task, CLIENT, RST, &[], b""));
+        assert_eq!(ends(&told), (FRONTEND, CLIENT));
+        assert_eq!((rig.count("drop_refused"), failures(rig)), (0, 0));
     });
 }
 
