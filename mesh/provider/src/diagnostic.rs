@@ -102,7 +102,7 @@ pub(crate) struct Report {
 impl Report {
     pub(crate) fn new(source: &str) -> Self {
         Self {
-            source: source.to_owned(),
+            source: printable(source.to_owned()),
             wrong: RefCell::default(),
             ignored: RefCell::default(),
         }
