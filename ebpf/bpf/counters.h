@@ -34,3 +34,4 @@ COUNTER(SOCKET_FLOW, "socket_flow", "a connection or a flow of datagrams of a pr
 COUNTER(SOCKET_TO_RELAY_BOUND, "socket_to_relay_bound", "left to the relay: the process's socket is bound to an address or a link, or to IPv6")
 COUNTER(SOCKET_TO_RELAY_POLICY, "socket_to_relay_policy", "left to the relay: a process's socket dialled a frontend with a list of clients, an idle timeout of connections, or a balancing other than in turn")
 COUNTER(SOCKET_TO_RELAY_NO_BACKEND, "socket_to_relay_no_backend", "left to the relay: no backend that a process's socket could be given")
+COUNTER(DROP_NOT_CARRIED, "drop_not_carried", "dropped: a task's reply to a client outside, in fragments or with IP options")

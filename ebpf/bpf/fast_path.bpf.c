@@ -338,8 +338,22 @@ static __always_inline int send_back(struct __sk_buff *skb, const struct packet 
 	return encapsulate(skb, network, f->node);
 }
 
+/* A task's fragment, or packet with IP options. To a client outside it would show the task's address, and the client
+ * could make nothing of it. */
+static __always_inline int keep_inside(struct __sk_buff *skb)
+{
+	__be32 to;
+	__u32 id = network_of(skb->ifindex);
+	struct network *network = bpf_map_lookup_elem(&networks, &id);
+	if (!id || !network || bpf_skb_load_bytes(skb, ETH_HLEN + offsetof(struct iphdr, daddr), &to, sizeof(to)))
+		return TCX_NEXT;
+	return in_subnet(network, to) || bpf_map_lookup_elem(&own, &to) ? TCX_NEXT : drop(DROP_NOT_CARRIED);
+}
+
 static __always_inline int judge_from_task(struct __sk_buff *skb, const struct packet *p)
 {
+	if (p->what == FRAGMENT || p->what == OPTIONS)
+		return keep_inside(skb);
 	if (p->what != SEGMENT && p->what != ICMP_ERROR)
 		return TCX_NEXT;
 	struct flow *f = bpf_map_lookup_elem(&flows, &p->tuple);

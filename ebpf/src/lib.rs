@@ -8,7 +8,9 @@
 //! Processes of the node itself are connected to tasks at the socket, by programs on the root of the cgroups
 //! (`bpf/sockets.bpf.c`); a task sees the node's gateway address on its network as theirs.
 //!
-//! What it does not carry is the relay's, which holds the listeners: IPv6 and the PROXY protocol. What it does carry it
+//! What it does not carry is the relay's, which holds the listeners: IPv6, the PROXY protocol, and clients' fragments and
+//! packets with IP options. Of a task's reply that is larger than its MTU, which is to say in fragments, nothing reaches
+//! a client outside: a UDP service with such replies is one for the relay (`plane: relay`). What it does carry it
 //! treats as the relay does (`portolan_plane::contract::traffic` holds both to it), with these differences: who may not
 //! begin a flow is left to the relay, which refuses and counts; a task that refuses or does not answer costs its client
 //! the time until it repeats itself; idle timeouts fire, and numbers of active flows change, with the next

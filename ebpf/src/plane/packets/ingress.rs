@@ -161,6 +161,27 @@ fn what_is_not_carried_is_left_to_the_relay_and_counted() {
     });
 }
 
+#[test]
+fn a_tasks_fragments_never_show_it_to_a_client() {
+    on_rig(|rig| {
+        let cut = |mut packet: Vec<u8>, more: u8, offset: u8| {
+            packet[IP + 6] = more;
+            packet[IP + 7] = offset;
+            packet
+        };
+        let reply = udp(LOCAL, CLIENT, b"long", true);
+        let mut options = reply.clone();
+        options[IP] = 0x46;
+        for packet in [cut(reply.clone(), 0x20, 0), cut(reply, 0, 185), options] {
+            rig.judged(FROM_TASK, &packet, DROP, "drop_not_carried");
+        }
+        for to in [REMOTE, (FRONTEND.0, 53)] {
+            let packet = cut(udp(LOCAL, to, b"long", true), 0x20, 0);
+            assert_eq!(rig.run(FROM_TASK, &packet), (NEXT, packet.clone()));
+        }
+    });
+}
+
 /// Else what the backend sends to the task of that address would be taken for replies.
 #[test]
 fn a_client_outside_with_an_address_of_the_backends_network_gets_no_flow() {
