@@ -244,7 +244,7 @@ pub(crate) fn read_stack(file: &Path) -> Result<(String, String), Failure> {
         .map_err(|error| {
             let reason = crate::config::reason(&error);
             Failure::input(format!(
-                "{source}: can not be read: {reason}; give the path of a stack file"
+                "{source}: cannot be read: {reason}; give the path of a stack file"
             ))
         })
         .map(|text| (text, source))

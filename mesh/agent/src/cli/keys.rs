@@ -59,7 +59,7 @@ pub(crate) fn read_key(from: &str) -> Result<Key, Failure> {
     };
     read.map_err(|error| {
         Failure::input(format!(
-            "{from}: can not be read: {}; give a file that `portolan keygen` made",
+            "{from}: cannot be read: {}; give a file that `portolan keygen` made",
             crate::config::reason(&error)
         ))
     })?;

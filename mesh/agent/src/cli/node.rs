@@ -67,7 +67,7 @@ fn read_config(file: &Path) -> Result<Layer, Failure> {
     let text = std::fs::read_to_string(file).map_err(|error| {
         let reason = reason(&error);
         Failure::input(format!(
-            "{shown}: can not be read: {reason}; give the path of a TOML file"
+            "{shown}: cannot be read: {reason}; give the path of a TOML file"
         ))
     })?;
     Ok(parse_toml(&text, &shown))

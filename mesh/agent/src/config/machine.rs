@@ -61,7 +61,7 @@ pub(crate) fn check_key_file(machine: &impl Machine, file: &Path) -> Result<(), 
             _ => "let the agent's user read it".to_owned(),
         };
         Fault::new(
-            format!("{shown} can not be read: {}", reason(&error)),
+            format!("{shown} cannot be read: {}", reason(&error)),
             remedy,
         )
     })?;

@@ -199,7 +199,7 @@ impl Reader {
             let file = value::path(text)?;
             machine.read(&file).map_err(|error| {
                 Fault::new(
-                    format!("{text} can not be read: {}", reason(&error)),
+                    format!("{text} cannot be read: {}", reason(&error)),
                     "give the path of a stack file",
                 )
             })?;

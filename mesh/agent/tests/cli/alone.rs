@@ -138,7 +138,7 @@ fn check_says_all_that_is_wrong_in_all_files() {
         format!("{config}:2: log_format: "),
         "key_file: not given".to_owned(),
         format!("{bad}:3:"),
-        "/no/such.yml: can not be read: no such file or directory; ".to_owned(),
+        "/no/such.yml: cannot be read: no such file or directory; ".to_owned(),
     ] {
         assert!(
             ran.stderr.lines().any(|line| line.starts_with(&begin)),
@@ -163,7 +163,7 @@ fn check_says_all_that_is_wrong_in_all_files() {
     assert!(
         missing
             .stderr
-            .starts_with("/no/such.toml: can not be read: "),
+            .starts_with("/no/such.toml: cannot be read: "),
         "{}",
         missing.stderr
     );

@@ -16,8 +16,12 @@ pub(super) fn changes(before: Option<&PlanesStanding>, now: &PlanesStanding) {
     over(of_relay, "not served; it is tried again");
     over(of_fast, "left to the relay; the fast path tries again");
     if before.is_some_and(|before| before.fast.serves) != now.fast.serves {
-        let reason = now.fast.reason.as_deref().unwrap_or_default();
-        tracing::info!(serves = now.fast.serves, reason, "the fast path");
+        let reason = now.fast.reason.as_deref();
+        if now.fast.serves {
+            tracing::info!(problem = reason, "the fast path serves");
+        } else {
+            tracing::info!(reason, "the fast path does not serve");
+        }
     }
 }
 
