@@ -44,9 +44,12 @@ pub(crate) struct TraceArgs {
     listing: Listing,
 }
 
-fn duration(text: &str) -> Result<Duration, portolan_provider::DurationError> {
-    let ms = portolan_provider::parse_duration(text)?;
-    Ok(Duration::from_millis(ms.into()))
+fn duration(text: &str) -> Result<Duration, String> {
+    match portolan_provider::parse_duration(text) {
+        Ok(0) => Err("no packet is met in no time; give one such as 30s".to_owned()),
+        Ok(ms) => Ok(Duration::from_millis(ms.into())),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 /// Shows what the agent tells, until the flow or the time is over.

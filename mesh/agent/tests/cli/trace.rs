@@ -114,6 +114,7 @@ fn wrong_input_is_told_with_an_example() {
         (&["trace", "fd00::1"], "IPv4"),
         (&["trace", "10.0.0.5", "10.0.0.11"], "10.0.0.11:8080/tcp"),
         (&["trace", "10.0.0.5", "--for", "30"], "30s"),
+        (&["trace", "10.0.0.5", "--for", "0"], "30s"),
         (&["trace", "10.0.0.5", "--count", "0"], "--count"),
     ] {
         let ran = run(args);
