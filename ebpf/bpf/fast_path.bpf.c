@@ -142,8 +142,10 @@ static __always_inline int begins_anew(const struct packet *p, struct flow *f)
 }
 
 /* A packet to a frontend, of a flow that is not known, or no longer valid. */
-static __always_inline int first(struct __sk_buff *skb, const struct packet *p, const struct frontend *frontend, const struct task *client, int past)
+static __always_inline int first(struct __sk_buff *skb, const struct packet *p, const struct frontend *found, const struct task *client, int past)
 {
+	/* A copy: the kernel may give the place of a value that the agent replaces to another frontend's, at any time. */
+	const struct frontend copy = *found, *frontend = &copy;
 	struct call call = {.packet = p, .frontend = frontend, .client = client, .ifindex = skb->ifindex, .again = past == AGAIN};
 	if (past >= SENT)
 		call.sent_back = past - SENT;
