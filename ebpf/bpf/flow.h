@@ -12,6 +12,9 @@
 /* Tells whether it breaks a silence. */
 static __always_inline int book(const struct packet *p, struct flow *f)
 {
+	/* An error is no word of either end: it answers nothing, and keeps nothing alive. */
+	if (p->what != SEGMENT)
+		return 0;
 	__u64 before = f->seen;
 	f->packets += 1;
 	f->bytes += p->data;

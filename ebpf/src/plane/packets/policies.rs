@@ -254,6 +254,22 @@ fn a_refused_connection_is_tried_once_more_elsewhere() {
     });
 }
 
+/// As by a packet filter on the way. The client is told, and may try again.
+#[test]
+fn an_error_about_a_connection_is_no_answer() {
+    on_rig(|rig| {
+        rig.serve(Protocol::Tcp, &[REMOTE, OTHER]);
+        let syn = tcp(CLIENT, FRONTEND, SYN, &[], b"");
+        let sent = rig.redirected(FROM_OUTSIDE, &syn);
+        let task = ends(&sent).1;
+        rig.redirected(FROM_MESH, &unreachable(task.0, &sent, 3));
+        assert_eq!(rig.flow(task, CLIENT, 6).unwrap().packets, 0);
+        age(rig, CLIENT, FRONTEND, 6, REPEAT);
+        assert_ne!(ends(&rig.redirected(FROM_OUTSIDE, &syn)).1, task);
+        assert_eq!((rig.count("retried"), failures(rig)), (1, 1));
+    });
+}
+
 /// The client has to learn that its connection is not known: it repeats no SYN that could go elsewhere.
 #[test]
 fn a_connection_that_the_task_does_not_know_is_no_refusal() {
