@@ -6,6 +6,7 @@ use anyhow::{Context, Result, ensure};
 use portolan_e2e::{
     Cluster, Options, Plane, Task,
     answers::{Answers, seen_as_they_are},
+    stream::{PacedStream, echo_server},
 };
 use portolan_testbed::{Asked, Protocol, UdpClients, UdpWho, ask_from};
 
@@ -88,9 +89,9 @@ struct ManyPorts {
 }
 
 impl ManyPorts {
-    fn start(prefix: &str) -> Result<Self> {
+    fn start(prefix: &str, args: &[&str]) -> Result<Self> {
         const PORTS: Range<u16> = 1..13;
-        let options = Options::nodes(3).plane(Plane::Ebpf);
+        let options = Options::nodes(3).plane(Plane::Ebpf).args(args);
         let cluster = Cluster::start(prefix, options)?;
         // Each to a port of its own: two published ports of one client's would be one flow to the task.
         let published: Vec<_> = PORTS
@@ -123,7 +124,7 @@ impl ManyPorts {
 
 #[test]
 fn a_hundred_thousand_flows_through_one_node_each_keep_their_task() -> Result<()> {
-    let many = ManyPorts::start("flows")?;
+    let many = ManyPorts::start("flows", &[])?;
     let sockets = clients(&many.cluster, 1000, 9)?;
     let sockets: Vec<_> = sockets.into_iter().take(8400).collect();
     let sockets = UdpClients::bind(&many.cluster.client, &sockets)?;
@@ -141,5 +142,25 @@ fn a_hundred_thousand_flows_through_one_node_each_keep_their_task() -> Result<()
         "{moved} flows have another task than before: {}",
         many.counted()
     );
+    Ok(())
+}
+
+#[test]
+fn a_full_table_leaves_no_client_unanswered_and_forgets_no_busy_connection() -> Result<()> {
+    let many = ManyPorts::start("full", &["--fast-path-flows", "4096"])?;
+    let cluster = &many.cluster;
+    cluster.apply(0, "services: {echo: {ports: ['9100:90']}}\n")?;
+    let netns = cluster.lab.task("e1")?;
+    let _echo = echo_server(&netns, 90)?;
+    let _task = cluster.add_task(netns, 1, "echo")?;
+    cluster.wait_served("echo", 1)?;
+    let stream = PacedStream::start(&cluster.client, cluster.node(0).at(9100))?;
+    let sockets = UdpClients::bind(&cluster.client, &clients(cluster, 1000, 1)?)?;
+    // 12,000 flows of two entries each, where there are 4,096 at a time. A flow may be forgotten before its answer is
+    // there; its next datagram begins it anew.
+    let asked = sockets.ask(&many.targets).with_context(|| many.counted())?;
+    seen_as_they_are(&asked).with_context(|| many.counted())?;
+    stream.goes_on(20).with_context(|| many.counted())?;
+    stream.stop().with_context(|| many.counted())?;
     Ok(())
 }

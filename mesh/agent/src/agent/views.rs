@@ -145,6 +145,12 @@ impl Facts {
                 .iter()
                 .map(|problem| format!("network {}: {problem}", view.network.name))
         }));
+        let encrypted = self.snapshot.networks.values();
+        let encrypted = encrypted.filter(|view| view.network.encrypted);
+        problems.extend(encrypted.map(|view| {
+            let name = &view.network.name;
+            format!("network {name}: it asks for encryption, which this version does not have: its packets travel in the clear")
+        }));
         problems.extend(self.snapshot.services.values().flat_map(|view| {
             let declared = view.problems.iter().map(ToString::to_string);
             let all = declared.chain(self.without_tasks(view));

@@ -86,6 +86,18 @@ fn the_key_in_use_is_named() {
 }
 
 #[test]
+fn a_network_that_asks_for_encryption_has_a_problem() {
+    let mut facts = facts();
+    let snapshot = Arc::make_mut(&mut facts.snapshot);
+    let view = snapshot.networks.values_mut().next().unwrap();
+    let mut asking = (*view.network).clone();
+    asking.encrypted = true;
+    view.network = asking.into();
+    let told = facts.status().problems.join("\n");
+    assert!(told.contains("its packets travel in the clear"), "{told}");
+}
+
+#[test]
 fn problems_stand_on_the_node_and_on_the_object() {
     let mut facts = facts();
     let frontend = portolan_plane::frontends(&facts.snapshot)
