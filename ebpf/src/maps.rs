@@ -1,12 +1,17 @@
 //! The maps, each with its types.
 
+use std::collections::BTreeMap;
+
 use aya::{
     Ebpf,
     maps::{Array, HashMap, Map, MapData, PerCpuArray, lpm_trie::LpmTrie},
 };
 
+use portolan_plane::OpError;
+
 use crate::{
     EbpfError,
+    error::Doing,
     layout::{
         BackendCounters, BackendLabel, BackendValue, Chunk, ChunkKey, Flow, FrontendKey,
         FrontendLabel, FrontendValue, HostValue, Listed, NetworkValue, SlotKey, TaskValue, Tuple,
@@ -65,4 +70,36 @@ impl Maps {
 pub(crate) fn take<M: TryFrom<Map>>(object: &mut Ebpf, name: &'static str) -> Result<M, EbpfError> {
     let map = object.take_map(name).ok_or(EbpfError::Incomplete(name))?;
     M::try_from(map).map_err(|_| EbpfError::Incomplete(name))
+}
+
+/// Makes a map hold just this, the additions first; tells whether that changed anything.
+pub(crate) fn fill<K: aya::Pod + Ord, V: aya::Pod + PartialEq>(
+    map: &mut Hash<K, V>,
+    wanted: &BTreeMap<K, V>,
+    what: &str,
+) -> Result<bool, OpError> {
+    let present = read(map, what)?;
+    let mut changed = false;
+    for (key, value) in wanted {
+        if present.get(key) != Some(value) {
+            map.insert(key, value, 0)
+                .doing(|| format!("write {what}"))?;
+            changed = true;
+        }
+    }
+    for key in present.keys().filter(|key| !wanted.contains_key(key)) {
+        map.remove(key).doing(|| format!("remove from {what}"))?;
+        changed = true;
+    }
+    Ok(changed)
+}
+
+/// All that a map holds.
+pub(crate) fn read<K: aya::Pod + Ord, V: aya::Pod>(
+    map: &Hash<K, V>,
+    what: &str,
+) -> Result<BTreeMap<K, V>, OpError> {
+    map.iter()
+        .collect::<Result<_, _>>()
+        .doing(|| format!("read {what}"))
 }

@@ -34,7 +34,7 @@ use crate::{
     flow_table::FlowTable,
     layout::BackendValue,
     links::{self, FROM_MESH, FROM_OUTSIDE, FROM_TASK},
-    maps::{Hash, Maps},
+    maps::Maps,
     probe,
     reset::Resets,
     sockets::{self, Sockets},
@@ -44,8 +44,6 @@ pub use open::OpenOptions;
 use served::Served;
 use sweep::Sweep;
 pub use sweep::Swept;
-
-pub(crate) use around::fill;
 
 /// The eBPF plane.
 pub struct EbpfPlane {
@@ -273,16 +271,6 @@ fn sources<'a>(
         Some((*places.get(&mesh.vni)?, &sources.addresses[..]))
     });
     places.collect()
-}
-
-/// All that a map holds.
-fn read<K: aya::Pod + Ord, V: aya::Pod>(
-    map: &Hash<K, V>,
-    what: &str,
-) -> Result<BTreeMap<K, V>, OpError> {
-    map.iter()
-        .collect::<Result<_, _>>()
-        .doing(|| format!("read {what}"))
 }
 
 /// The address of the programs' key for a frontend; 0.0.0.0 is every address of the node.

@@ -16,8 +16,7 @@ use aya::{Ebpf, EbpfLoader};
 
 use crate::{
     EbpfError, SOCKETS, layout,
-    maps::{self, Hash},
-    plane::fill,
+    maps::{self, Hash, fill},
     surroundings::Surroundings,
 };
 

@@ -12,12 +12,13 @@ use portolan_plane::{
     Backend, BackendState, Frontend, FrontendAddress, FrontendSpec, OpError, Policy,
 };
 
-use super::{EbpfPlane, read, served::Served};
+use super::{EbpfPlane, served::Served};
 use crate::{
     error::Doing,
     layout::{
         BackendLabel, FrontendKey, FrontendLabel, FrontendValue, LEAST, SOURCE, protocol, read_text,
     },
+    maps::read,
 };
 
 impl EbpfPlane {

@@ -8,14 +8,14 @@ use std::{
 use aya::maps::MapError;
 use portolan_plane::{Backend, Frontend, FrontendAddress, OpError};
 
-use super::{EbpfPlane, Place, read};
+use super::{EbpfPlane, Place};
 use crate::{
     EbpfError, Surroundings, TaskLink,
     error::Doing,
     flow_table::Slice,
     layout::{FLOW_DELIVER, NetworkValue, ROUTED, TaskValue, host_order},
     links,
-    maps::Hash,
+    maps::fill,
 };
 
 /// `MAX_NETWORKS` of `bpf/layout.h`.
@@ -214,26 +214,4 @@ fn macs(task: &TaskLink) -> [u8; 12] {
         *to = *byte;
     }
     macs
-}
-
-/// Makes a map hold just this, the additions first; tells whether that changed anything.
-pub(crate) fn fill<K: aya::Pod + Ord, V: aya::Pod + PartialEq>(
-    map: &mut Hash<K, V>,
-    wanted: &BTreeMap<K, V>,
-    what: &str,
-) -> Result<bool, OpError> {
-    let present = read(map, what)?;
-    let mut changed = false;
-    for (key, value) in wanted {
-        if present.get(key) != Some(value) {
-            map.insert(key, value, 0)
-                .doing(|| format!("write {what}"))?;
-            changed = true;
-        }
-    }
-    for key in present.keys().filter(|key| !wanted.contains_key(key)) {
-        map.remove(key).doing(|| format!("remove from {what}"))?;
-        changed = true;
-    }
-    Ok(changed)
 }

@@ -211,6 +211,9 @@ services:
     let only = cluster.json(0, &["flows", "--service", "web"])?;
     let mut rows = only.as_array().into_iter().flatten();
     ensure!(rows.all(|row| row["service"] == "web"), "{only:#}");
+    let refused = cluster.cli(0, &["flows", "--service", "nope"]);
+    let told = refused.err().map(|e| format!("{e:#}")).unwrap_or_default();
+    ensure!(told.contains("no service 'nope'"), "{told}");
 
     let url = format!("http://{}/metrics", cluster.node(0).at(HTTP_PORT));
     let metrics = cluster.client.run(["curl", "-sS", &url])?.stdout;

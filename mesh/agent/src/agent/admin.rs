@@ -114,6 +114,14 @@ async fn flows(
 ) -> Result<Json<Vec<ServiceFlow>>, Refusal> {
     let Query(FlowsQuery { limit, service }) =
         query.map_err(|e| Refusal::bad_input(e.body_text()))?;
+    if let Some(name) = &service {
+        let snapshot = shared.snapshot();
+        let mut services = snapshot.services.values();
+        if !services.any(|view| view.service.name == *name) {
+            let error = format!("there is no service '{name}'; `portolan services` lists them");
+            return Err(Refusal::bad_input(error));
+        }
+    }
     let (usual, most) = FLOWS;
     let limit = limit.unwrap_or(usual).min(most);
     let filter = FlowFilter { limit, service };
