@@ -9,8 +9,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use portolan_ebpf::{EbpfError, EbpfPlane, OpenOptions};
-use portolan_model::{PlaneChoice, Snapshot};
+use portolan_ebpf::{EbpfError, EbpfPlane, OpenOptions, Surroundings};
+use portolan_model::{NodeId, PlaneChoice, Snapshot};
 use portolan_overlay::Around;
 use portolan_plane::{DataPlane, Frontend, Planes, Standing};
 
@@ -77,6 +77,10 @@ pub(super) struct FastPath {
     waiting: Option<Instant>,
     /// Whether programs of other builds were removed.
     alone: bool,
+    /// What it is to be told once no frontend leads to the nodes any more that are not in it.
+    narrower: Option<Surroundings>,
+    /// The other nodes that it knows.
+    peers: BTreeMap<NodeId, Ipv4Addr>,
     /// What was pinned after the last look.
     pinned: Vec<String>,
     lost_pins: u64,
@@ -118,6 +122,8 @@ impl FastPath {
             failed_looks: 0,
             waiting: None,
             alone: false,
+            narrower: None,
+            peers: BTreeMap::new(),
             pinned: Vec::new(),
             lost_pins: 0,
             sweep_at: Instant::now(),
@@ -142,7 +148,8 @@ impl FastPath {
     }
 
     /// Tells the fast path what is around it, which also mends it. What nobody knows yet is no reason to change
-    /// anything. Returns whether the planes have something new to do.
+    /// anything. Nodes that are no more stay known until [`Self::settle`], as frontends still lead there. Returns
+    /// whether the planes have something new to do.
     pub(super) fn look<S: DataPlane>(
         &mut self,
         planes: &mut Planes<S, EbpfPlane>,
@@ -163,7 +170,13 @@ impl FastPath {
             return false;
         };
         self.note_lost_pins();
-        let surroundings = around::surroundings(around, snapshot, underlay, self.cgroup.root());
+        let exact = around::surroundings(around, snapshot, underlay, self.cgroup.root());
+        let peers = std::mem::replace(&mut self.peers, exact.peers.clone());
+        let mut surroundings = exact.clone();
+        for (node, ip) in peers {
+            surroundings.peers.entry(node).or_insert(ip);
+        }
+        self.narrower = (surroundings != exact).then_some(exact);
         let new = match std::mem::replace(&mut self.state, State::Serving { underlay }) {
             State::Waiting { mut plane, .. } => {
                 self.note(plane.surround(&surroundings));
@@ -182,6 +195,15 @@ impl FastPath {
         }
         self.pinned = pins::names(&self.options.pins);
         new
+    }
+
+    /// Lets the fast path forget the nodes that are no more: to be called once the planes have followed the snapshot
+    /// of the last look.
+    pub(super) fn settle<S: DataPlane>(&mut self, planes: &mut Planes<S, EbpfPlane>) {
+        if let (Some(exact), Some(plane)) = (self.narrower.take(), planes.fast_mut()) {
+            let surrounded = plane.surround(&exact);
+            self.note(surrounded);
+        }
     }
 
     /// Looks after the flows if that is due: idle ones, and those whose backend is gone. Returns when it is due again.

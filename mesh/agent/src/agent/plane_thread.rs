@@ -251,6 +251,7 @@ impl Worker {
                 };
                 retry_at = wait.map(|wait| Instant::now() + wait);
             }
+            self.fast.settle(&mut self.planes);
             if self.snapshot.synced && self.fast.begin() {
                 look_at = Instant::now();
             }

@@ -92,9 +92,8 @@ pub(crate) enum Command {
     /// Leave the cluster and end the agent
     #[command(after_help = "Example: portolan leave --clean")]
     Leave(LeaveArgs),
-    /// Rotate the gossip keys of this node
+    /// List and rotate the gossip keys of this node
     #[command(
-        args_conflicts_with_subcommands = true,
         after_help = "To rotate: install the new key on every node, then use it on every node, then remove \
                       the old one.\n\nExample: portolan keys install new.key"
     )]
@@ -137,7 +136,7 @@ pub(crate) enum Format {
     Json,
 }
 
-#[derive(Debug, Clone, Copy, Args)]
+#[derive(Debug, Clone, Copy, Default, Args)]
 pub(crate) struct Listing {
     /// A table for people, or JSON for programs
     #[arg(long, value_enum, default_value_t)]
@@ -266,16 +265,24 @@ pub(crate) struct LeaveArgs {
     /// Also remove everything from the kernel and the state directory; works without an agent too
     #[arg(long)]
     pub(crate) clean: bool,
-    #[command(flatten)]
-    pub(crate) sources: Sources,
+    #[arg(
+        long,
+        value_name = "FILE",
+        help = "The agent's configuration file, where --clean finds none running [env: PORTOLAN_CONFIG]"
+    )]
+    pub(crate) config: Option<PathBuf>,
+    /// The agent's state directory, likewise
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state_dir: Option<String>,
+    /// Where its fast path is pinned, likewise
+    #[arg(long, value_name = "DIR")]
+    pub(crate) bpf_dir: Option<String>,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct KeysArgs {
     #[command(subcommand)]
     pub(crate) command: Option<KeysCommand>,
-    #[command(flatten)]
-    pub(crate) listing: Listing,
 }
 
 #[derive(Debug, Subcommand)]

@@ -15,7 +15,9 @@ use crate::{
     agent,
     api::Leave,
     client::ClientError,
-    config::{Config, Key, Layer, LogFormat, ThisMachine, parse_env, parse_toml, reason, resolve},
+    config::{
+        Config, Flags, Key, Layer, LogFormat, ThisMachine, parse_env, parse_toml, reason, resolve,
+    },
 };
 
 /// How long leaving may take: the drain times of the node's services are waited for.
@@ -137,11 +139,22 @@ pub(crate) fn leave(socket: Option<String>, args: LeaveArgs) -> Result<(), Failu
         Err(ClientError::Unreachable { source, .. })
             if args.clean && source.kind() != std::io::ErrorKind::PermissionDenied =>
         {
-            let mut sources = args.sources;
+            let mut flags = Flags::default();
             // What is removed depends neither on a key nor on the address, and both may be gone by now.
-            sources.flags.0.set_flag(Key::Insecure, "true");
-            sources.flags.0.set_flag(Key::Advertise, "127.0.0.1");
-            let config = configuration(socket, sources)?;
+            flags.0.set_flag(Key::Insecure, "true");
+            flags.0.set_flag(Key::Advertise, "127.0.0.1");
+            for (key, dir) in [(Key::StateDir, args.state_dir), (Key::BpfDir, args.bpf_dir)] {
+                if let Some(dir) = dir {
+                    flags.0.set_flag(key, &dir);
+                }
+            }
+            let config = configuration(
+                socket,
+                Sources {
+                    config: args.config,
+                    flags,
+                },
+            )?;
             agent::clean(&config).map_err(Failure::Failed)?;
             print("no agent was running; what one had left behind is removed\n")
         }

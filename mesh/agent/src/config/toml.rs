@@ -1,6 +1,6 @@
 //! The configuration file.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use ::toml::{
     Spanned,
@@ -12,6 +12,9 @@ use super::{
     layer::{Entry, Fault, Layer, Origin, Value, nearest, quoted},
 };
 
+/// How many lines that are no TOML are told one by one.
+const SYNTAX_ERRORS: usize = 5;
+
 /// Reads the text of a configuration file. `source` is its name in messages. Whatever is wrong is kept in
 /// the layer beside what could be read, so that one run shows all of it.
 pub fn parse_toml(text: &str, source: &str) -> Layer {
@@ -21,8 +24,14 @@ pub fn parse_toml(text: &str, source: &str) -> Layer {
     };
     let mut layer = Layer::default();
     let (table, errors) = DeTable::parse_recoverable(text);
-    for error in errors {
+    let mut first = BTreeMap::new();
+    for error in &errors {
         let line = error.span().map_or(1, |span| lines.number(span.start));
+        // What follows on the same line follows from it.
+        first.entry(line).or_insert(error);
+    }
+    let more = first.len().saturating_sub(SYNTAX_ERRORS);
+    for (line, error) in first.into_iter().take(SYNTAX_ERRORS) {
         layer.problems.push(
             Fault::new(
                 error.message().trim_end_matches('\n').replace('\n', ", "),
@@ -30,6 +39,11 @@ pub fn parse_toml(text: &str, source: &str) -> Layer {
             )
             .at(format!("{source}:{line}")),
         );
+    }
+    if more > 0 {
+        let what = format!("no TOML: {more} more lines that cannot be read");
+        let remedy = "give a configuration file; `portolan check --config FILE` reads it";
+        layer.problems.push(Fault::new(what, remedy).at(source));
     }
     // After a syntax error the parser goes on with a guess: what it takes for a key may be none.
     let broken = !layer.problems.is_empty();

@@ -124,9 +124,10 @@ impl Facts {
         for (frontend, error) in &fast.standing.failures {
             problems.push(named(frontend, format!("not on the fast path: {error}")));
         }
+        // Without a backend there is nothing to forward by any plane.
         let asked = wanted
             .values()
-            .filter(|spec| spec.policy.plane == PlaneChoice::Ebpf);
+            .filter(|spec| spec.policy.plane == PlaneChoice::Ebpf && !spec.backends.is_empty());
         problems.extend(asked.filter_map(|spec| {
             let reason = if fast.serves {
                 fast.left.get(&spec.frontend)?
