@@ -92,6 +92,7 @@ impl EbpfPlane {
                 node: NodeId::from_bytes(label.node),
                 local: label.local != 0,
                 ip: IpAddr::V4(Ipv4Addr::from(at.ip)),
+                ipv6: None,
                 port: u16::from_be_bytes(at.port),
                 state: if label.draining == 0 {
                     BackendState::Active

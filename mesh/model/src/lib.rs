@@ -8,6 +8,7 @@
 mod catalog;
 pub mod claims;
 mod id;
+mod ipv6;
 mod port;
 mod record;
 mod service;
@@ -15,6 +16,7 @@ mod snapshot;
 
 pub use catalog::Catalog;
 pub use id::{NameError, NetworkName, NodeId, ServiceId, TaskId};
+pub use ipv6::{ipv6_of, ipv6_prefix};
 pub use port::{Protocol, PublishMode, PublishedPort};
 pub use record::{
     DecodeError, EncodeError, Endpoint, MAX_RECORD_BYTES, MacAddress, Network, NetworkAttach, Node,

@@ -201,6 +201,12 @@ pub struct Service {
     /// The stack it belongs to, if any.
     #[n(17)]
     pub stack: Option<String>,
+    /// Its tasks listen on IPv6 too: IPv6 clients are to reach them at their own IPv6 addresses
+    /// ([`crate::ipv6_of`]). Without it they are served over IPv4, by the relay.
+    #[n(18)]
+    #[cbor(default)]
+    #[serde(default)]
+    pub ipv6: bool,
 }
 
 impl Service {
@@ -230,6 +236,7 @@ impl Service {
             created_ms: 0,
             removed: false,
             stack: None,
+            ipv6: false,
         }
     }
 

@@ -46,6 +46,7 @@ fn task(id: &str, service: &str) -> Record {
 fn records_come_back_as_they_went() {
     let mut full = service("shop_web", 3, 7, 8080);
     full.allow = vec!["10.0.0.0/8".parse().unwrap(), "fd00::/8".parse().unwrap()];
+    full.ipv6 = true;
     full.tcp_idle_ms = Some(900_000);
     full.networks = vec![ServiceNetwork {
         name: "shop".parse().unwrap(),
@@ -83,6 +84,20 @@ fn a_node_of_a_version_that_knew_no_fast_path_has_none() {
         other => panic!("{other:?}"),
     };
     assert!(decoded(&new) && !decoded(&old));
+}
+
+#[test]
+fn a_service_of_a_version_that_knew_no_ipv6_has_not_opted_in() {
+    let mut record = service("web", 1, 1, 8080);
+    record.ipv6 = true;
+    let new = Record::Service(record.clone()).encode().unwrap();
+    // An array of 19, the opt-in the last: the older version wrote 18.
+    assert_eq!((new[0], new[new.len() - 1]), (0x93, 0xf5));
+    let mut old = new[..new.len() - 1].to_vec();
+    old[0] = 0x92;
+    let key = RecordKey::Service("web".parse().unwrap());
+    record.ipv6 = false;
+    assert_eq!(Record::decode(&key, &old).unwrap(), Record::Service(record));
 }
 
 #[test]

@@ -32,6 +32,7 @@ pub fn spec(port: u16, protocol: Protocol, backends: &[Ipv4Addr]) -> FrontendSpe
                 node: NodeId::of_name("n1"),
                 local: true,
                 ip: (*ip).into(),
+                ipv6: None,
                 port: 80,
                 state: BackendState::Active,
                 weight: 1,

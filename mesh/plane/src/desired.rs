@@ -1,9 +1,13 @@
 //! What this node is to serve, as a pure function of the snapshot.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{
+    net::{IpAddr, Ipv6Addr},
+    sync::Arc,
+};
 
 use portolan_model::{
-    EndpointMode, INGRESS_NETWORK, Protocol, PublishMode, ServiceView, Snapshot, TaskState, claims,
+    Endpoint, EndpointMode, INGRESS_NETWORK, Protocol, PublishMode, ServiceView, Snapshot,
+    TaskState, claims, ipv6_of,
 };
 
 use crate::{
@@ -143,12 +147,14 @@ fn backends(
         .iter()
         .filter_map(|id| snapshot.tasks.get(id))
         .filter_map(|task| {
+            let endpoint = task.endpoint(network)?;
             Some(Backend {
                 task: task.task.id.clone(),
                 name: snapshot.task_name(&task.task),
                 node: task.node,
                 local: task.node == snapshot.me,
-                ip: task.endpoint(network)?.ip,
+                ip: endpoint.ip,
+                ipv6: ipv6(snapshot, view, endpoint),
                 port,
                 state: backend_state(task.state, protocol)?,
                 weight: task.task.weight,
@@ -157,6 +163,17 @@ fn backends(
         .collect();
     backends.sort();
     backends
+}
+
+/// The IPv6 address of a task's endpoint. Only a task with a link of its own has one, and only if its
+/// service wants it.
+fn ipv6(snapshot: &Snapshot, view: &ServiceView, endpoint: &Endpoint) -> Option<Ipv6Addr> {
+    let IpAddr::V4(v4) = endpoint.ip else {
+        return None;
+    };
+    let network = &snapshot.networks.get(&endpoint.network)?.network;
+    let linked = endpoint.mac.is_some() && network.subnet.contains(v4);
+    (view.service.ipv6 && linked).then(|| ipv6_of(network.vni, v4))
 }
 
 /// What a task's state means for flows of a protocol. An unhealthy task keeps its connections, which may

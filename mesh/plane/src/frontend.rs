@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fmt,
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::Arc,
 };
 
@@ -76,6 +76,9 @@ pub struct Backend {
     pub local: bool,
     /// Its address.
     pub ip: IpAddr,
+    /// Its IPv6 address on the same network, if the service serves IPv6 clients there. `None`: they are
+    /// served at [`Backend::ip`], by a plane that can change a client's family.
+    pub ipv6: Option<Ipv6Addr>,
     /// Its port; 0 is the one that the client dialled.
     pub port: u16,
     /// Whether it takes new flows.

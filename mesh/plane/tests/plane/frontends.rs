@@ -3,7 +3,8 @@
 use std::net::Ipv4Addr;
 
 use portolan_model::{
-    EndpointMode, NodeState, Protocol, PublishMode, PublishedPort, Record, TaskState,
+    EndpointMode, MacAddress, NodeState, Protocol, PublishMode, PublishedPort, Record, TaskState,
+    ipv6_of,
 };
 use portolan_plane::{Actual, BackendState, FrontendAddress, FrontendSpec, frontends};
 
@@ -237,6 +238,35 @@ fn a_vip_is_every_port_of_both_protocols_to_the_addresses_of_its_network() {
         // A block of 16 has no addresses to spare.
         assert_eq!(spec.sources.is_some(), !vip);
     }
+}
+
+#[test]
+fn tasks_of_a_service_that_wants_ipv6_have_an_ipv6_address_if_they_have_a_link_there() {
+    let addresses = |wanted: bool| {
+        let web = portolan_model::Service {
+            ipv6: wanted,
+            ..service("web", &[tcp(8080)])
+        };
+        let linked = |id, ip: [u8; 4]| {
+            let mut task = task(id, "web", TaskState::Healthy, &[("ingress", ip)]);
+            task.endpoints[0].mac = Some(MacAddress::of_address(ip.into()));
+            Record::Task(task)
+        };
+        let world = World::of(&["n1", "n2"])
+            .with("n2", Record::Service(web))
+            .with("n2", linked("linked", [10, 208, 2, 2]))
+            .with(
+                "n2",
+                on_ingress("node", TaskState::Healthy, [10, 208, 2, 0]),
+            )
+            .with("n2", linked("outside", [192, 0, 2, 9]));
+        let served = served(&world);
+        let backends = &only(&served).backends;
+        backends.iter().map(|b| b.ipv6).collect::<Vec<_>>()
+    };
+    let derived = ipv6_of(4096, Ipv4Addr::new(10, 208, 2, 2));
+    assert_eq!(addresses(true), [Some(derived), None, None]);
+    assert_eq!(addresses(false), [None; 3]);
 }
 
 #[test]
