@@ -85,12 +85,17 @@ impl Cluster {
     /// Starts a load of the client's. A request fails, too, if the task was to see the client's own address and
     /// saw another.
     pub fn load(&self, to: SocketAddr, options: LoadOptions) -> Result<Load> {
+        self.load_path(to, "/", options)
+    }
+
+    /// As [`Cluster::load`], asking for another page.
+    pub fn load_path(&self, to: SocketAddr, path: &str, options: LoadOptions) -> Result<Load> {
         let options = if self.keeps_clients(to) {
             options.check(|answer| sees(answer.client, &answer.body))
         } else {
             options
         };
-        Load::start(&self.client, &to.to_string(), options)
+        Load::start(&self.client, &format!("{to}{path}"), options)
     }
 }
 

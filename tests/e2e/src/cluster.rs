@@ -1,5 +1,8 @@
 //! Agents, tasks, and the questions that tests ask of them.
 
+mod docker;
+mod machine;
+
 use std::{
     collections::BTreeMap, fs, net::SocketAddr, os::unix::fs::PermissionsExt, path::PathBuf,
     time::Duration,
@@ -12,6 +15,9 @@ use portolan_testbed::{
 use serde_json::Value;
 
 use crate::Plane;
+use machine::{Machine, machines};
+
+pub use machine::Machines;
 
 /// How long anything may take that only has to happen at some time.
 pub const PATIENCE: Duration = Duration::from_secs(15);
@@ -23,6 +29,8 @@ pub const HTTP_PORT: u16 = 7947;
 pub struct Options {
     /// How many nodes: n1, n2, ...
     pub nodes: usize,
+    /// What is on them beside the agent.
+    pub machines: Machines,
     /// What they forward by.
     pub plane: Plane,
     /// The MTU of the underlay, in bytes.
@@ -36,10 +44,18 @@ impl Options {
     pub fn nodes(nodes: usize) -> Self {
         Self {
             nodes,
+            machines: Machines::Bare,
             plane: Plane::Relay,
             mtu: 1500,
             args: Vec::new(),
         }
+    }
+
+    /// On machines of this kind.
+    #[must_use]
+    pub fn on(mut self, machines: Machines) -> Self {
+        self.machines = machines;
+        self
     }
 
     /// Forwarding by this plane.
@@ -66,9 +82,10 @@ impl Options {
 
 /// A machine of the cluster, and the agent on it.
 struct Member {
-    node: Node,
-    plane: Plane,
+    // Killed before its machine goes.
     agent: Option<Process>,
+    plane: Plane,
+    machine: Machine,
 }
 
 /// A running cluster. Dropping it kills the agents and removes everything.
@@ -128,15 +145,13 @@ impl Cluster {
     pub fn prepare(prefix: &str, options: Options) -> Result<Self> {
         let lab = Lab::unique(prefix)?.with_mtu(options.mtu);
         let client = lab.client("c1")?;
-        let members = (1..=options.nodes)
-            .map(|i| {
-                Ok(Member {
-                    node: lab.node(&format!("n{i}"))?,
-                    plane: options.plane,
-                    agent: None,
-                })
-            })
-            .collect::<Result<Vec<_>>>()?;
+        let machines = machines(&lab, options.machines, options.nodes)?;
+        let members = machines.into_iter().map(|machine| Member {
+            agent: None,
+            plane: options.plane,
+            machine,
+        });
+        let members = members.collect();
         let cluster = Self {
             members,
             options,
@@ -169,7 +184,7 @@ impl Cluster {
 
     /// A node's machine, from 0.
     pub fn node(&self, node: usize) -> &Node {
-        &self.members[node].node
+        self.members[node].machine.node()
     }
 
     /// What a node forwards by.
@@ -189,14 +204,17 @@ impl Cluster {
 
     /// Whether a task has to see the client's own address that is asked for at this one.
     pub fn keeps_clients(&self, to: SocketAddr) -> bool {
-        let own = self.members.iter().find(|m| m.node.ipv4() == to.ip());
+        let own = self
+            .members
+            .iter()
+            .find(|m| m.machine.node().ipv4() == to.ip());
         let plane = own.map_or(self.options.plane, |member| member.plane);
         plane == Plane::Ebpf && to.is_ipv4() && !to.ip().is_loopback()
     }
 
     /// A file in a node's own directory, which goes with it.
     pub fn file(&self, node: usize, name: &str) -> PathBuf {
-        self.node(node).dir().join(name)
+        self.members[node].machine.dir().join(name)
     }
 
     /// Starts a node's agent, as it was before if it ran before.
@@ -206,13 +224,9 @@ impl Cluster {
 
     /// Starts a node's agent with further arguments.
     pub fn start_agent_with(&mut self, node: usize, args: &[&str]) -> Result<()> {
-        let others = (0..self.len()).filter(|i| *i != node).take(3);
-        let join: Vec<String> = others.map(|i| self.node(i).ipv4().to_string()).collect();
-        let mut command = self.node(node).command(binary()?);
+        let mut command = self.members[node].machine.command(&binary()?);
         command
             .arg("agent")
-            .args(["--name", &format!("n{}", node + 1)])
-            .args(["--advertise", &self.node(node).ipv4().to_string()])
             .arg("--key-file")
             .arg(self.file(node, "key"))
             .arg("--state-dir")
@@ -229,8 +243,15 @@ impl Cluster {
         if !given("--bpf-dir") {
             command.arg("--bpf-dir").arg(self.bpf_dir(node));
         }
-        if !join.is_empty() {
-            command.args(["--join", &join.join(",")]);
+        // In a Swarm they are told by the engine.
+        if self.options.machines != Machines::Swarm {
+            let address = self.node(node).ipv4().to_string();
+            command.args(["--name", self.node(node).label(), "--advertise", &address]);
+            let others = (0..self.len()).filter(|i| *i != node).take(3);
+            let join: Vec<_> = others.map(|i| self.node(i).ipv4().to_string()).collect();
+            if !join.is_empty() {
+                command.args(["--join", &join.join(",")]);
+            }
         }
         command.args(&self.options.args).args(args);
         let agent = self.node(node).spawn(&mut command)?;

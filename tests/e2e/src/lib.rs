@@ -12,8 +12,10 @@
 
 pub mod answers;
 mod cluster;
+mod kernel;
 mod plane;
 pub mod stream;
 
-pub use cluster::{Cluster, HTTP_PORT, Options, PATIENCE, Task};
+pub use cluster::{Cluster, HTTP_PORT, Machines, Options, PATIENCE, Task};
+pub use kernel::kernel;
 pub use plane::Plane;

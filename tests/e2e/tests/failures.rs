@@ -14,9 +14,9 @@ use anyhow::{Context, Result, ensure};
 use portolan_e2e::{
     Cluster, Options, Plane, Task,
     answers::{by_task, each, lost_only_between},
-    on_both_planes,
+    kernel, on_both_planes,
 };
-use portolan_testbed::{Load, LoadOptions, Namespace, Protocol, wait_until};
+use portolan_testbed::{Load, LoadOptions, Protocol, wait_until};
 use serde_json::Value;
 
 const STACK: &str = "
@@ -336,24 +336,6 @@ fn a_port_in_use_on_one_node_is_reported_there_and_taken_when_free(plane: Plane)
     let seen = cluster.answers(cluster.node(1).at(8080), Protocol::Tcp, 3)?;
     ensure!(seen == each(&["a1"], 3), "n2: {seen:?}");
     Ok(())
-}
-
-/// All that a node's kernel holds of networks, once it has settled.
-fn kernel(node: &Namespace) -> Result<Vec<String>> {
-    let questions: [&[&str]; 7] = [
-        &["ip", "-o", "link"],
-        &["ip", "-o", "address"],
-        &["ip", "route", "show", "table", "all"],
-        &["ip", "-6", "route", "show", "table", "all"],
-        &["ip", "rule"],
-        &["ip", "-6", "rule"],
-        &["nft", "list", "ruleset"],
-    ];
-    wait_until(Duration::from_secs(5), "addresses have settled", || {
-        let answers = questions.into_iter().map(|args| Ok(node.run(args)?.stdout));
-        let answers = answers.collect::<Result<Vec<_>>>()?;
-        Ok((!answers[1].contains("tentative")).then_some(answers))
-    })
 }
 
 fn nothing_is_left_behind(plane: Plane) -> Result<()> {

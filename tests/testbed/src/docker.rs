@@ -3,8 +3,10 @@
 mod cgroup;
 mod image;
 
+use std::ffi::OsStr;
 use std::fs;
 use std::net::Ipv4Addr;
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use std::thread;
@@ -68,7 +70,7 @@ impl Engine {
         let dir = tempfile::Builder::new()
             .prefix(&format!("{}-", node.name()))
             .tempdir()?;
-        for sub in ["etc", "lib", "data", "config"] {
+        for sub in ["etc", "lib", "data", "config", "files"] {
             fs::create_dir(dir.path().join(sub))?;
         }
         // The node itself, on which nothing listens.
@@ -101,6 +103,14 @@ impl Engine {
         Ok(engine)
     }
 
+    /// Starts so many engines, on new nodes `n1`, `n2` and so on of a lab.
+    pub fn start_many(lab: &Lab, engines: u32) -> Result<Vec<Self>> {
+        let nodes: Vec<Node> = (1..=engines)
+            .map(|number| lab.node(&format!("n{number}")))
+            .collect::<Result<_>>()?;
+        for_each(nodes, Self::start)
+    }
+
     /// The node that it is on.
     pub fn node(&self) -> &Node {
         &self.node
@@ -111,12 +121,18 @@ impl Engine {
         self.dir.path().join("docker.sock")
     }
 
+    /// A directory for files of the programs on it, which they see where everyone else does; it goes with the engine.
+    /// What they mount there, only they see.
+    pub fn dir(&self) -> PathBuf {
+        self.dir.path().join("files")
+    }
+
     /// A command that will run on the node with the engine's mounts: where the paths are true that the
     /// engine tells of network namespaces, and `/run/docker.sock` is the engine's.
-    pub fn command(&self, program: &str) -> Command {
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = self.node.command("nsenter");
-        let mounts = format!("--mount=/proc/{}/ns/mnt", self.holder.pid());
-        command.args([mounts.as_str(), "--", program]);
+        command.arg(format!("--mount=/proc/{}/ns/mnt", self.holder.pid()));
+        command.arg("--").arg(program);
         command
     }
 
@@ -142,6 +158,25 @@ impl Engine {
             .env("DOCKER_CONFIG", self.dir.path().join("config"))
             .args(words);
         output_within(&mut command, COMMAND)
+    }
+
+    /// Imports images from one file system: busybox, and these programs with their libraries in `/bin`. Each image has a
+    /// name, and changes as those of `docker import --change`. Their identities differ on each engine, as those of
+    /// imported images do: a Swarm finds them by name.
+    pub fn import(engines: &[&Self], programs: &[&Path], images: &[(&str, &[&str])]) -> Result<()> {
+        let dir = tempfile::tempdir()?;
+        let packed = image::pack(dir.path(), programs)?;
+        for_each(engines, |engine| {
+            for (name, changes) in images {
+                let mut words = vec!["import", "-c", "ENV PATH=/bin"];
+                words.extend(changes.iter().flat_map(|change| ["-c", *change]));
+                let packed = packed.to_string_lossy();
+                words.extend([&*packed, *name]);
+                engine.docker(&words)?;
+            }
+            Ok(())
+        })?;
+        Ok(())
     }
 
     /// Creates a service of [`Engine::IMAGE`] and gives its identity; `options` are those of `docker service
@@ -278,21 +313,9 @@ pub struct Swarm {
 impl Swarm {
     /// Starts so many engines on new nodes of a lab, and joins them; it takes some seconds.
     pub fn start(lab: &Lab, engines: u32) -> Result<Self> {
-        let nodes: Vec<Node> = (1..=engines)
-            .map(|number| lab.node(&format!("n{number}")))
-            .collect::<Result<_>>()?;
-        let engines: Vec<Engine> = thread::scope(|scope| {
-            let starts: Vec<_> = nodes
-                .into_iter()
-                .map(|node| scope.spawn(|| Engine::start(node)))
-                .collect();
-            let ends = starts.into_iter().map(|start| match start.join() {
-                Ok(engine) => engine,
-                Err(panic) => std::panic::resume_unwind(panic),
-            });
-            ends.collect::<Result<_>>()
-        })?;
-        let swarm = Self { engines };
+        let swarm = Self {
+            engines: Engine::start_many(lab, engines)?,
+        };
         let manager = swarm.manager()?;
         let token = manager.init_swarm()?;
         for worker in swarm.engines.iter().skip(1) {
@@ -305,4 +328,20 @@ impl Swarm {
     pub fn manager(&self) -> Result<&Engine> {
         self.engines.first().context("a Swarm has an engine")
     }
+}
+
+/// Does the same for each at the same time; the results are in their order.
+fn for_each<T: Send, R: Send>(
+    all: impl IntoIterator<Item = T>,
+    work: impl Fn(T) -> Result<R> + Sync,
+) -> Result<Vec<R>> {
+    let work = &work;
+    thread::scope(|scope| {
+        let all = all.into_iter();
+        let started: Vec<_> = all.map(|one| scope.spawn(move || work(one))).collect();
+        let ends = started
+            .into_iter()
+            .map(|one| one.join().unwrap_or_else(|panic| resume_unwind(panic)));
+        ends.collect()
+    })
 }

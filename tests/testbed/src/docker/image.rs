@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -27,8 +27,7 @@ pub(super) fn import(engine: &Engine) -> Result<()> {
         return Ok(());
     }
     let dir = tempfile::tempdir()?;
-    let root = dir.path().join("root.tar");
-    pack(dir.path(), &root)?;
+    let root = pack(dir.path(), &[])?;
     engine.docker(&[
         "import",
         "-c",
@@ -49,8 +48,9 @@ pub(super) fn identity(engine: &Engine) -> Result<String> {
     engine.docker(&["images", "-q", "--no-trunc", Engine::IMAGE])
 }
 
-/// Packs a file system with busybox and its programs.
-fn pack(dir: &Path, to: &Path) -> Result<()> {
+/// Packs a file system as `docker import` takes it: busybox with all its programs, and these programs with the libraries
+/// that they need, all in `/bin`. Its file is in `dir`, and goes with it.
+pub(super) fn pack(dir: &Path, programs: &[&Path]) -> Result<PathBuf> {
     let root = dir.join("root");
     for sub in ["bin", "etc", "tmp", "proc", "sys", "dev"] {
         fs::create_dir_all(root.join(sub))?;
@@ -73,8 +73,30 @@ fn pack(dir: &Path, to: &Path) -> Result<()> {
     for name in list.stdout.lines().filter(|name| *name != "busybox") {
         symlink("busybox", root.join("bin").join(name))?;
     }
+    for program in programs {
+        add(&root, program)?;
+    }
+    let packed = dir.join("root.tar");
     let mut tar = Command::new("tar");
-    tar.arg("-C").arg(&root).arg("-cf").arg(to).arg(".");
+    tar.arg("-C").arg(&root).arg("-cf").arg(&packed).arg(".");
     output_within(&mut tar, LIMIT)?.success()?;
+    Ok(packed)
+}
+
+/// Adds a program to a file system, and its libraries at their own places.
+fn add(root: &Path, program: &Path) -> Result<()> {
+    let name = program.file_name().context("a program has a name")?;
+    fs::copy(program, root.join("bin").join(name))
+        .with_context(|| program.display().to_string())?;
+    // A static program has none, which ldd calls a failure.
+    let listed = output_within(Command::new("ldd").arg(program), LIMIT)?.stdout;
+    for library in listed
+        .split_whitespace()
+        .filter(|word| word.starts_with('/'))
+    {
+        let to = root.join(library.trim_start_matches('/'));
+        fs::create_dir_all(to.parent().context("a library is in a directory")?)?;
+        fs::copy(library, to).with_context(|| library.to_owned())?;
+    }
     Ok(())
 }
