@@ -83,6 +83,7 @@ impl World {
             created_ms: 1,
             removed: false,
             stack: None,
+            own_range: None,
         }));
         self.records.push(Record::NetworkAttach(NetworkAttach {
             network: network_name(name),

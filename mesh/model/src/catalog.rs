@@ -173,7 +173,7 @@ impl Catalog {
                         network.vni, older.name
                     )));
                 }
-                if older.subnet.overlaps(network.subnet) {
+                if older.overlaps(&network) {
                     problems.push(Problem(format!(
                         "subnet {} overlaps {} of network {}",
                         network.subnet, older.subnet, older.name

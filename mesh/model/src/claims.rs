@@ -5,7 +5,10 @@
 //! objects they seldom meet. Where they do, [`crate::Catalog`] lets the older claim stand and the other
 //! side claims again.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    sync::Arc,
+};
 
 use ipnetwork::Ipv4Network;
 use sha2::{Digest, Sha256};
@@ -67,6 +70,7 @@ pub fn ingress_network() -> Network {
         created_ms: 0,
         removed: false,
         stack: None,
+        own_range: None,
     }
 }
 
@@ -109,16 +113,31 @@ pub fn vni(snapshot: &Snapshot, name: &NetworkName) -> u32 {
 pub fn subnet(snapshot: &Snapshot, name: &NetworkName) -> Result<Ipv4Network, Exhausted> {
     let pool = network(SUBNET_POOL.0, SUBNET_POOL.1);
     blocks(pool, POOL_SUBNET_PREFIX, hash(&["subnet", name.as_str()]))
-        .find(|subnet| {
-            let others = snapshot
-                .networks
-                .values()
-                .filter(|v| v.network.name != *name);
-            !others
-                .into_iter()
-                .any(|v| v.network.subnet.overlaps(*subnet))
-                && node_within(snapshot, *subnet).is_none()
-        })
+        .find(|subnet| is_free(snapshot, name, *subnet))
+        .ok_or(Exhausted::Subnets)
+}
+
+fn is_free(snapshot: &Snapshot, name: &NetworkName, wanted: Ipv4Network) -> bool {
+    let mut others = snapshot
+        .networks
+        .values()
+        .filter(|v| v.network.name != *name)
+        .flat_map(|v| v.network.ranges());
+    !others.any(|taken| taken.overlaps(wanted)) && node_within(snapshot, wanted).is_none()
+}
+
+/// A range for Portolan's own addresses on a network of which somebody else hands out the subnet.
+///
+/// # Errors
+/// The pool is used up.
+pub fn own_range(
+    snapshot: &Snapshot,
+    name: &NetworkName,
+    subnet: Ipv4Network,
+) -> Result<Ipv4Network, Exhausted> {
+    let pool = network(SUBNET_POOL.0, SUBNET_POOL.1);
+    blocks(pool, POOL_SUBNET_PREFIX, hash(&["subnet", name.as_str()]))
+        .find(|range| !range.overlaps(subnet) && is_free(snapshot, name, *range))
         .ok_or(Exhausted::Subnets)
 }
 
@@ -138,30 +157,51 @@ pub fn slice(
     name: &NetworkName,
     now_ms: u64,
 ) -> Result<Slice, Exhausted> {
-    let subnet = subnet_of(snapshot, name)?;
-    let vips = vip_range(subnet);
+    let declared = declared(snapshot, name)?;
+    let range = declared.own_addresses();
+    let vips = vip_range(range);
     let claims = snapshot.claimed.get(name).map_or(&[][..], Vec::as_slice);
-    blocks(
-        subnet,
-        slice_prefix(subnet),
-        hash(&["slice", &node.to_string(), name.as_str()]),
-    )
-    .find(|block| {
-        // The subnet's own first address is no host's in the eyes of other software.
-        block.network() != subnet.network()
-            && !block.overlaps(vips)
-            && !claims
-                .iter()
-                .any(|(_, claimed)| claimed.prefix.overlaps(*block))
-    })
-    .map(|prefix| Slice {
-        prefix,
-        claimed_ms: now_ms,
-    })
-    .ok_or(Exhausted::Slices {
-        network: name.clone(),
-        subnet,
-    })
+    let (prefix, start) = match declared.own_range {
+        // Tasks get their addresses elsewhere, and the node needs but one.
+        Some(_) => (32, place_on_ingress(snapshot, node)),
+        None => (
+            slice_prefix(range),
+            hash(&["slice", &node.to_string(), name.as_str()]),
+        ),
+    };
+    blocks(range, prefix, start)
+        .find(|block| {
+            // The first address of all is no host's in the eyes of other software.
+            block.network() != range.network()
+                && !block.overlaps(vips)
+                && !claims
+                    .iter()
+                    .any(|(_, claimed)| claimed.prefix.overlaps(*block))
+        })
+        .map(|prefix| Slice {
+            prefix,
+            claimed_ms: now_ms,
+        })
+        .ok_or(Exhausted::Slices {
+            network: name.clone(),
+            subnet: range,
+        })
+}
+
+/// The number of a node's first slice of the ingress network. No other node has the same, so that nodes which
+/// claim an address by it at the same moment do not meet.
+fn place_on_ingress(snapshot: &Snapshot, node: NodeId) -> u64 {
+    let claims = snapshot
+        .claimed
+        .get(&NetworkName::ingress())
+        .into_iter()
+        .flatten();
+    let mut own = claims.filter(|(owner, _)| *owner == node);
+    let first = own.next().map(|(_, slice)| slice.prefix.network());
+    let distance = first.map_or(0, |ip| {
+        ip.to_bits().saturating_sub(INGRESS_SUBNET.0.to_bits())
+    });
+    u64::from(distance >> (32 - slice_prefix(ingress_network().subnet)))
 }
 
 /// A virtual address for a service on a network.
@@ -173,9 +213,9 @@ pub fn vip(
     service: &ServiceId,
     name: &NetworkName,
 ) -> Result<Ipv4Addr, Exhausted> {
-    let subnet = subnet_of(snapshot, name)?;
-    let range = vip_range(subnet);
-    let broadcast = subnet.broadcast();
+    let own = declared(snapshot, name)?.own_addresses();
+    let range = vip_range(own);
+    let broadcast = own.broadcast();
     let taken = |vip: Ipv4Addr| {
         snapshot.services.values().any(|view| {
             view.service.id != *service
@@ -191,7 +231,7 @@ pub fn vip(
         .find(|vip| *vip != broadcast && !taken(*vip))
         .ok_or(Exhausted::Vips {
             network: name.clone(),
-            subnet,
+            subnet: own,
         })
 }
 
@@ -264,10 +304,10 @@ pub fn source_addresses(slice: &Slice) -> impl Iterator<Item = Ipv4Addr> + use<>
     (1..=count).map(move |i| Ipv4Addr::from_bits(last - i))
 }
 
-fn subnet_of(snapshot: &Snapshot, name: &NetworkName) -> Result<Ipv4Network, Exhausted> {
+fn declared(snapshot: &Snapshot, name: &NetworkName) -> Result<Arc<Network>, Exhausted> {
     match snapshot.networks.get(name) {
-        Some(view) => Ok(view.network.subnet),
-        None if name.as_str() == INGRESS_NETWORK => Ok(ingress_network().subnet),
+        Some(view) => Ok(Arc::clone(&view.network)),
+        None if name.as_str() == INGRESS_NETWORK => Ok(Arc::new(ingress_network())),
         None => Err(Exhausted::NoNetwork(name.clone())),
     }
 }

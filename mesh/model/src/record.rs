@@ -141,6 +141,30 @@ pub struct Network {
     /// The stack it belongs to, if any.
     #[n(8)]
     pub stack: Option<String>,
+    /// Where Portolan's own addresses on it come from, those of nodes and the virtual ones, if somebody else hands
+    /// out the subnet, as Docker's IPAM does; `None` is the subnet.
+    #[n(9)]
+    #[cbor(default, with = "cbor_v4_network_option")]
+    #[serde(default)]
+    pub own_range: Option<Ipv4Network>,
+}
+
+impl Network {
+    /// Where Portolan's own addresses on it come from.
+    pub fn own_addresses(&self) -> Ipv4Network {
+        self.own_range.unwrap_or(self.subnet)
+    }
+
+    /// Everything that is its own: the subnet, and the range beside it if there is one.
+    pub fn ranges(&self) -> impl Iterator<Item = Ipv4Network> + use<> {
+        [self.subnet].into_iter().chain(self.own_range)
+    }
+
+    /// Whether it has addresses in common with another one.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        self.ranges()
+            .any(|own| other.ranges().any(|theirs| own.overlaps(theirs)))
+    }
 }
 
 /// A part of a network's subnet that one node hands out.
@@ -416,6 +440,44 @@ mod cbor_v4_network {
         d.array()?;
         let (address, prefix) = (Ipv4Addr::from_bits(d.u32()?), d.u8()?);
         Ipv4Network::new(address, prefix).map_err(DecodeError::custom)
+    }
+}
+
+/// As [`cbor_v4_network`], where there may be none.
+mod cbor_v4_network_option {
+    use super::{Ipv4Network, cbor_v4_network};
+    use minicbor::{
+        Decoder, Encoder,
+        data::Type,
+        decode::Error as DecodeError,
+        encode::{Error as EncodeError, Write},
+    };
+
+    #[expect(
+        clippy::ref_option,
+        clippy::trivially_copy_pass_by_ref,
+        reason = "the signature that minicbor calls"
+    )]
+    pub(super) fn encode<C, W: Write>(
+        network: &Option<Ipv4Network>,
+        e: &mut Encoder<W>,
+        context: &mut C,
+    ) -> Result<(), EncodeError<W::Error>> {
+        match network {
+            Some(network) => cbor_v4_network::encode(network, e, context),
+            None => e.null()?.ok(),
+        }
+    }
+
+    pub(super) fn decode<C>(
+        d: &mut Decoder<'_>,
+        context: &mut C,
+    ) -> Result<Option<Ipv4Network>, DecodeError> {
+        if d.datatype()? == Type::Null {
+            d.null()?;
+            return Ok(None);
+        }
+        cbor_v4_network::decode(d, context).map(Some)
     }
 }
 

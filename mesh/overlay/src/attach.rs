@@ -40,6 +40,8 @@ pub struct AttachEndpoint {
     pub vni: u32,
     /// Its subnet.
     pub subnet: Ipv4Network,
+    /// Where the nodes' own addresses on it are, if not in the subnet.
+    pub own_range: Option<Ipv4Network>,
     /// The node's gateway on it.
     pub gateway: Ipv4Addr,
     /// The task's address.
@@ -114,7 +116,11 @@ fn attach_all(
     Ok(())
 }
 
-fn set_alias(netlink: &mut Netlink, link: &Link, alias: &Alias) -> Result<(), OverlayError> {
+pub(crate) fn set_alias(
+    netlink: &mut Netlink,
+    link: &Link,
+    alias: &Alias,
+) -> Result<(), OverlayError> {
     let text = alias.to_string();
     if link.alias.as_ref() == Some(&text) {
         return Ok(());
@@ -189,7 +195,7 @@ fn join(
                     peer: Some(Peer {
                         name: &free_name(&theirs),
                         mac: endpoint.mac,
-                        netns: task.netns.as_fd(),
+                        netns: Some(task.netns.as_fd()),
                     }),
                     kind: Kind::Veth,
                 })
@@ -210,7 +216,8 @@ fn join(
     Ok(())
 }
 
-fn finish_host_end(
+/// Makes the node's end of a pair what it should be.
+pub(crate) fn finish_host_end(
     netlink: &mut Netlink,
     mtu: u32,
     link: &Link,

@@ -26,6 +26,8 @@ pub(crate) struct Desired {
 pub(crate) struct DesiredNetwork {
     pub(crate) name: NetworkName,
     pub(crate) subnet: Ipv4Network,
+    /// Where the nodes' own addresses are, if not in the subnet.
+    pub(crate) own_range: Option<Ipv4Network>,
     /// This node's address on it; the MAC addresses of its links are made of it.
     pub(crate) gateway: Ipv4Addr,
     /// The node's further addresses on it: VIPs, and on ingress those that it connects from.
@@ -79,6 +81,7 @@ impl Desired {
             let network = DesiredNetwork {
                 name: endpoint.network.clone(),
                 subnet: endpoint.subnet,
+                own_range: endpoint.own_range,
                 gateway: endpoint.gateway,
                 extra: BTreeSet::new(),
                 neighbours: BTreeMap::new(),
@@ -92,15 +95,18 @@ impl Desired {
         }
     }
 
-    /// Takes out the networks of which the subnet holds an address that the node has elsewhere, and gives
-    /// them with it: to route and filter such a subnet would cut that address off.
+    /// Takes out the networks that hold an address which the node has elsewhere, and gives them with it and
+    /// the range that it is in: to route and filter such a range would cut that address off.
     pub(crate) fn split_off_conflicts(
         &mut self,
         elsewhere: &[Ipv4Addr],
-    ) -> Vec<(DesiredNetwork, Ipv4Addr)> {
+    ) -> Vec<(DesiredNetwork, (Ipv4Network, Ipv4Addr))> {
         let conflict = |network: &DesiredNetwork| {
-            let mut addresses = elsewhere.iter().copied();
-            addresses.find(|address| network.subnet.contains(*address))
+            network.ranges().find_map(|range| {
+                let mut addresses = elsewhere.iter().copied();
+                let address = addresses.find(|address| range.contains(*address))?;
+                Some((range, address))
+            })
         };
         self.networks
             .extract_if(.., |_, network| conflict(network).is_some())
@@ -115,6 +121,7 @@ impl DesiredNetwork {
         let mut network = Self {
             name: name.clone(),
             subnet: view.network.subnet,
+            own_range: view.network.own_range,
             gateway,
             extra: vips(snapshot, name).collect(),
             neighbours: BTreeMap::new(),
@@ -142,6 +149,11 @@ impl DesiredNetwork {
             .places
             .extend(strays(snapshot, view).map(|(ip, place)| (Ipv4Network::from(ip), place)));
         network
+    }
+
+    /// All that is the network's.
+    pub(crate) fn ranges(&self) -> impl Iterator<Item = Ipv4Network> + use<> {
+        [self.subnet].into_iter().chain(self.own_range)
     }
 
     /// The MAC address of the node's own links on the network, as the other nodes have it too.

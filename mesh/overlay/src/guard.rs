@@ -49,8 +49,8 @@ pub(crate) struct Rules {
     pub(crate) port: u16,
     /// The underlay addresses from which VXLAN packets are accepted.
     pub(crate) members: BTreeSet<IpAddr>,
-    /// The subnet of each VNI.
-    pub(crate) networks: BTreeMap<u32, Ipv4Network>,
+    /// What is each VNI's: first the subnet, from which tasks may send, then what else nodes send from.
+    pub(crate) networks: BTreeMap<u32, Vec<Ipv4Network>>,
 }
 
 impl Guard {
@@ -204,13 +204,20 @@ impl Rules {
                  counter name {NON_MEMBER} drop"
             );
         }
-        for (&vni, subnet) in &self.networks {
+        for (&vni, ranges) in &self.networks {
             let (bridge, vxlan) = (names::bridge(vni), names::vxlan(vni));
+            let listed = |ranges: &[Ipv4Network]| {
+                let ranges: Vec<String> = ranges.iter().map(ToString::to_string).collect();
+                format!("{{ {} }}", ranges.join(", "))
+            };
+            let (all, subnet) = (listed(ranges), listed(ranges.get(..1).unwrap_or_default()));
             let _ = writeln!(
                 script,
-                "add rule {TABLE} networks ip daddr {subnet} iifname != {{ lo, {bridge}, {vxlan} }} \
+                "add rule {TABLE} networks ip daddr {all} iifname != {{ lo, {bridge}, {vxlan} }} \
                  counter name {MISDIRECTED} drop\n\
-                 add rule {TABLE} networks ip saddr != {subnet} iifname {{ {bridge}, {vxlan} }} \
+                 add rule {TABLE} networks ip saddr != {subnet} iifname {bridge} \
+                 counter name {FORGED_SOURCE} drop\n\
+                 add rule {TABLE} networks ip saddr != {all} iifname {vxlan} \
                  counter name {FORGED_SOURCE} drop\n\
                  # Tasks of one bridge reach one another by the gateway, and are to go on doing so.\n\
                  add rule {TABLE} redirects oifname {bridge} icmp type redirect drop"
@@ -263,7 +270,7 @@ mod tests {
         Rules {
             port: 4789,
             members: BTreeSet::from(["10.77.0.12".parse().unwrap(), "fd77::12".parse().unwrap()]),
-            networks: BTreeMap::from([(4096, "10.208.0.0/12".parse().unwrap())]),
+            networks: BTreeMap::from([(4096, vec!["10.208.0.0/12".parse().unwrap()])]),
         }
     }
 
@@ -288,6 +295,23 @@ mod tests {
                        type filter hook forward priority filter; policy drop;\n\t}\n}\n";
         let found: Vec<_> = dropping_forward(listing).collect();
         assert_eq!(found, [("ip filter".to_owned(), "FORWARD".to_owned())]);
+    }
+
+    #[test]
+    fn what_only_nodes_send_from_no_task_may() {
+        let ranges = ["10.10.3.0/24", "10.224.16.0/20"].map(|range| range.parse().unwrap());
+        let rules = Rules {
+            networks: BTreeMap::from([(5000, ranges.to_vec())]),
+            ..rules()
+        };
+        let script = rules.script(true);
+        for rule in [
+            "ip daddr { 10.10.3.0/24, 10.224.16.0/20 } iifname != { lo, ptbr5000, ptvx5000 }",
+            "ip saddr != { 10.10.3.0/24 } iifname ptbr5000",
+            "ip saddr != { 10.10.3.0/24, 10.224.16.0/20 } iifname ptvx5000",
+        ] {
+            assert!(script.contains(rule), "{script}");
+        }
     }
 
     #[test]

@@ -179,7 +179,7 @@ fn set_routes(inside: &mut Netlink, wanted: &[Route]) -> Result<(), OverlayError
     Ok(())
 }
 
-fn routes_on(link: u32, endpoint: &AttachEndpoint) -> [Route; 2] {
+fn routes_on(link: u32, endpoint: &AttachEndpoint) -> Vec<Route> {
     let (source, gateway) = (endpoint.address, endpoint.gateway);
     let route = |destination, hop| Route {
         table: MAIN_TABLE,
@@ -187,17 +187,16 @@ fn routes_on(link: u32, endpoint: &AttachEndpoint) -> [Route; 2] {
         metric: 0,
         hop,
     };
-    [
-        route(gateway.into(), Hop::Link { link, source }),
-        route(
-            endpoint.subnet,
-            Hop::Gateway {
-                link,
-                gateway,
-                source,
-            },
-        ),
-    ]
+    let by_gateway = Hop::Gateway {
+        link,
+        gateway,
+        source,
+    };
+    let ranges = [endpoint.subnet].into_iter().chain(endpoint.own_range);
+    [route(gateway.into(), Hop::Link { link, source })]
+        .into_iter()
+        .chain(ranges.map(|range| route(range, by_gateway)))
+        .collect()
 }
 
 /// The default routes by the gateway, of the rule's table and of the main one.

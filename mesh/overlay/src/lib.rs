@@ -33,6 +33,7 @@ mod netlink;
 mod netns;
 mod nft;
 mod objects;
+mod plug;
 mod program;
 mod settings;
 mod surroundings;
@@ -42,6 +43,7 @@ use std::{
     net::{IpAddr, Ipv4Addr},
 };
 
+use ipnetwork::Ipv4Network;
 use portolan_model::{Snapshot, TaskId};
 
 use crate::{
@@ -59,6 +61,7 @@ pub use crate::{
     error::{Failure, OverlayError},
     netlink::NetlinkError,
     netns::NetnsRef,
+    plug::Plug,
 };
 
 /// The UDP port of VXLAN (RFC 7348).
@@ -135,9 +138,9 @@ impl Overlay {
         let mut failures: Vec<_> = desired
             .split_off_conflicts(&surroundings.addresses)
             .into_iter()
-            .map(|(network, address)| {
+            .map(|(network, taken)| {
                 let object = network.name.to_string();
-                failure(&object, subnet_in_use(network, address))
+                failure(&object, subnet_in_use(network, taken))
             })
             .collect();
         // The filter comes first, so that no network is open for a moment.
@@ -152,7 +155,7 @@ impl Overlay {
             networks: desired
                 .networks
                 .iter()
-                .map(|(vni, network)| (*vni, network.subnet))
+                .map(|(vni, network)| (*vni, network.ranges().collect()))
                 .collect(),
         };
         if let Err(error) = self.guard.apply(rules, snapshot.synced) {
@@ -177,13 +180,27 @@ impl Overlay {
     /// # Errors
     /// Nothing that this call made stays.
     pub fn attach(&mut self, request: &Attachment) -> Result<(), OverlayError> {
-        let failures = self.prepare(request)?;
+        let failures = self.prepare(&request.endpoints)?;
         // What kept a bridge from being made says more than that it lacks.
         attach::attach(&mut self.netlink, self.mtu, request)
             .map_err(|error| failures.into_iter().next().map_or(error, |f| f.error))?;
         self.attached
             .insert(request.id.clone(), request.endpoints.len());
         Ok(())
+    }
+
+    /// Makes a place on a network for a namespace that somebody else makes, and gives the name of the link
+    /// to be moved there; addresses and routes inside are theirs to set too. From then on it is attached.
+    /// Called again before the link was moved it changes nothing, and after that it makes another.
+    ///
+    /// # Errors
+    /// Nothing that this call made stays.
+    pub fn plug(&mut self, plug: &Plug) -> Result<String, OverlayError> {
+        let failures = self.prepare(std::slice::from_ref(&plug.endpoint))?;
+        let loose = plug::plug(&mut self.netlink, self.mtu, plug)
+            .map_err(|error| failures.into_iter().next().map_or(error, |f| f.error))?;
+        self.attached.insert(plug.id.clone(), 1);
+        Ok(loose)
     }
 
     /// Takes a task's namespace off all its networks. One that is not attached is fine.
@@ -292,16 +309,16 @@ impl Overlay {
 
     /// Sets up the networks of a task that comes before the pass that does it: a bridge without its rules
     /// would route by the node's own table.
-    fn prepare(&mut self, request: &Attachment) -> Result<Vec<Failure>, OverlayError> {
+    fn prepare(&mut self, endpoints: &[AttachEndpoint]) -> Result<Vec<Failure>, OverlayError> {
         let surroundings = self.look_around()?;
         let conflicts =
-            Desired::bare(request.endpoints.iter()).split_off_conflicts(&surroundings.addresses);
-        if let Some((network, address)) = conflicts.into_iter().next() {
-            return Err(subnet_in_use(network, address));
+            Desired::bare(endpoints.iter()).split_off_conflicts(&surroundings.addresses);
+        if let Some((network, taken)) = conflicts.into_iter().next() {
+            return Err(subnet_in_use(network, taken));
         }
-        self.note(&Desired::bare(request.endpoints.iter()));
+        self.note(&Desired::bare(endpoints.iter()));
         let links = self.links()?;
-        let new = request.endpoints.iter().filter(|endpoint| {
+        let new = endpoints.iter().filter(|endpoint| {
             let bridge = names::bridge(endpoint.vni);
             links.iter().all(|link| link.name != bridge)
         });
@@ -341,10 +358,13 @@ impl Overlay {
     }
 }
 
-fn subnet_in_use(network: DesiredNetwork, address: Ipv4Addr) -> OverlayError {
+fn subnet_in_use(
+    network: DesiredNetwork,
+    (subnet, address): (Ipv4Network, Ipv4Addr),
+) -> OverlayError {
     OverlayError::SubnetInUse {
         network: network.name,
-        subnet: network.subnet,
+        subnet,
         address,
     }
 }

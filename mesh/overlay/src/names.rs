@@ -6,6 +6,7 @@
 //! | VXLAN link of a network | `ptvx<vni>` |
 //! | node's end of a task's veth pair | `ptv` and 12 hex digits, a hash of task and network |
 //! | its alias | [`crate::alias::Alias`] |
+//! | the other end, as long as nobody has moved it | `ptp` and the same digits |
 //! | routing table of a network, on the node and in tasks on the ingress network | [`TABLE_BASE`] + vni |
 //! | packet filter in tasks that have other links too | `ip portolan_task` |
 //! | routes and rules | protocol [`crate::netlink::PROTOCOL`] |
@@ -29,6 +30,7 @@ const MAX_VNI: u32 = (1 << 24) - 1;
 const BRIDGE: &str = "ptbr";
 const VXLAN: &str = "ptvx";
 const HOST_END: &str = "ptv";
+const LOOSE_END: &str = "ptp";
 
 /// A link that belongs to a network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -57,9 +59,18 @@ pub(crate) fn role(link: &str) -> Option<(Role, u32)> {
 }
 
 pub(crate) fn host_end(task: &TaskId, network: &NetworkName) -> String {
+    end(HOST_END, task, network)
+}
+
+/// The other end of a pair that somebody else is to move.
+pub(crate) fn loose_end(task: &TaskId, network: &NetworkName) -> String {
+    end(LOOSE_END, task, network)
+}
+
+fn end(prefix: &str, task: &TaskId, network: &NetworkName) -> String {
     let digest = Sha256::digest(format!("{task}\0{network}"));
     let hash = digest.iter().take(6).map(|byte| format!("{byte:02x}"));
-    hash.fold(HOST_END.to_owned(), |name, digits| name + &digits)
+    hash.fold(prefix.to_owned(), |name, digits| name + &digits)
 }
 
 /// Whether a link's name is that of a node's end of a veth pair.

@@ -99,11 +99,9 @@ impl Objects {
             };
             self.put(vni, Object::Route(route));
         }
-        for selector in [
-            Selector::From(names::bridge(vni)),
-            Selector::From(names::vxlan(vni)),
-            Selector::OwnTo(network.subnet),
-        ] {
+        let links = [names::bridge(vni), names::vxlan(vni)].map(Selector::From);
+        let own = network.ranges().map(Selector::OwnTo);
+        for selector in links.into_iter().chain(own) {
             let rule = Rule {
                 priority: RULE_PRIORITY,
                 selector,

@@ -495,6 +495,7 @@ fn attachment(id: &TaskId, (place, wanted): &(Place, Vec<Wanted>)) -> Option<Att
         network: w.network.clone(),
         vni: w.vni,
         subnet: w.subnet,
+        own_range: w.own_range,
         address: w.address,
         mac: w.mac,
         gateway: w.gateway,

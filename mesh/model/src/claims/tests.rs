@@ -16,6 +16,7 @@ fn net(text: &str, subnet: &str) -> Record {
         created_ms: 1,
         removed: false,
         stack: None,
+        own_range: None,
     })
 }
 
@@ -127,4 +128,57 @@ fn vips_and_ports_keep_off_those_of_other_services() {
             .values()
             .all(|v| v.problems.is_empty() && v.ports.len() == 1)
     );
+}
+
+#[test]
+fn nodes_that_claim_at_once_beside_a_subnet_that_others_hand_out_do_not_meet() {
+    let mut catalog = Catalog::new(NodeId::of_name("n0"));
+    let nodes: Vec<NodeId> = (0..200)
+        .map(|i| NodeId::of_name(&format!("n{i}")))
+        .collect();
+    for node in &nodes {
+        let snapshot = catalog.snapshot(true);
+        let slices = vec![slice(&snapshot, *node, &NetworkName::ingress(), 1).unwrap()];
+        let attach = NetworkAttach {
+            network: NetworkName::ingress(),
+            slices,
+        };
+        catalog.set_owner(*node, true, [Record::NetworkAttach(attach)]);
+    }
+    let subnet = "10.10.3.0/24".parse().unwrap();
+    let range = own_range(&catalog.snapshot(true), &name("app"), subnet).unwrap();
+    let Record::Network(app) = net("app", "10.10.3.0/24") else {
+        unreachable!()
+    };
+    let app = Network {
+        own_range: Some(range),
+        ..app
+    };
+    catalog.set_owner(
+        NodeId::of_name("declares"),
+        true,
+        [Record::Network(app.clone())],
+    );
+    let snapshot = catalog.snapshot(true);
+    let mut claimed = std::collections::BTreeSet::new();
+    for node in nodes {
+        let slice = slice(&snapshot, node, &app.name, 1).unwrap().prefix;
+        assert!(range.contains(slice.ip()) && slice.prefix() == 32);
+        assert!(!vip_range(range).overlaps(slice), "{slice}");
+        assert!(claimed.insert(slice), "{slice} is claimed twice");
+    }
+    let id = "web".parse().unwrap();
+    assert!(vip_range(range).contains(vip(&snapshot, &id, &app.name).unwrap()));
+    // Nobody else gets addresses of the range.
+    let other = Network {
+        name: name("other"),
+        vni: 5001,
+        subnet: range,
+        created_ms: 2,
+        own_range: None,
+        ..app
+    };
+    catalog.set_owner(NodeId::of_name("late"), true, [Record::Network(other)]);
+    let problems = &catalog.snapshot(true).networks[&name("other")].problems;
+    assert!(!problems.is_empty());
 }

@@ -67,12 +67,13 @@ pub(crate) struct NewLink<'a> {
     pub(crate) kind: Kind,
 }
 
-/// The other end of a veth pair, in another namespace from the start.
+/// The other end of a veth pair.
 #[derive(Debug)]
 pub(crate) struct Peer<'a> {
     pub(crate) name: &'a str,
     pub(crate) mac: MacAddress,
-    pub(crate) netns: BorrowedFd<'a>,
+    /// The namespace in which it is from the start; `None` is that of the node's end.
+    pub(crate) netns: Option<BorrowedFd<'a>>,
 }
 
 impl NewLink<'_> {
@@ -120,8 +121,9 @@ impl NewLink<'_> {
                         LinkAttribute::IfName(peer.name.to_owned()),
                         LinkAttribute::Mtu(self.mtu),
                         LinkAttribute::Address(peer.mac.0.to_vec()),
-                        LinkAttribute::NetNsFd(peer.netns.as_raw_fd()),
                     ];
+                    let netns = peer.netns.map(|fd| LinkAttribute::NetNsFd(fd.as_raw_fd()));
+                    message.attributes.extend(netns);
                     info.push(LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(message))));
                 }
                 info

@@ -209,22 +209,27 @@ impl Cluster {
         name: &str,
         on: &[(&str, &str)],
     ) -> Attachment {
-        let endpoints = on.iter().map(|(network, address)| {
-            let name: NetworkName = network.parse().unwrap();
-            let view = &self.world.networks[&name];
-            AttachEndpoint {
-                network: name,
-                vni: view.network.vni,
-                subnet: view.network.subnet,
-                gateway: view.gateway(&id(n)).unwrap(),
-                address: ip(address),
-                mac: MacAddress::of_address(ip(address)),
-            }
-        });
+        let endpoints = on
+            .iter()
+            .map(|(network, address)| self.endpoint(n, network, address));
         Attachment {
             id: name.parse().unwrap(),
             netns: NetnsRef::Path(task.path()),
             endpoints: endpoints.collect(),
+        }
+    }
+
+    pub(crate) fn endpoint(&self, n: usize, network: &str, address: &str) -> AttachEndpoint {
+        let name: NetworkName = network.parse().unwrap();
+        let view = &self.world.networks[&name];
+        AttachEndpoint {
+            network: name,
+            vni: view.network.vni,
+            subnet: view.network.subnet,
+            own_range: view.network.own_range,
+            gateway: view.gateway(&id(n)).unwrap(),
+            address: ip(address),
+            mac: MacAddress::of_address(ip(address)),
         }
     }
 

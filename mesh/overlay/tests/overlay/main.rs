@@ -13,6 +13,7 @@ mod cluster;
 mod guard;
 mod lifecycle;
 mod outside;
+mod plug;
 mod reach;
 mod transfer;
 mod underlay;

@@ -79,6 +79,7 @@ pub(crate) fn network(name: &str, vni: u32, subnet: &str) -> Record {
         created_ms: 1,
         removed: false,
         stack: None,
+        own_range: None,
     })
 }
 

@@ -37,10 +37,10 @@ impl Node {
                 continue;
             };
             let kept = view.slices.get(&me).map_or(&[][..], Vec::as_slice);
-            let subnet = view.network.subnet;
+            let range = view.network.own_addresses();
             held.slices.retain(|slice| {
                 let inside =
-                    subnet.contains(slice.prefix.ip()) && slice.prefix.prefix() >= subnet.prefix();
+                    range.contains(slice.prefix.ip()) && slice.prefix.prefix() >= range.prefix();
                 inside && kept.contains(slice)
             });
         }
@@ -189,7 +189,10 @@ fn keeps_vip(snapshot: &Snapshot, id: &ServiceId, network: &NetworkName, vip: Ip
     let older = |other: &portolan_model::Service| {
         (other.created_ms, &other.id) < (own.service.created_ms, &own.service.id)
     };
-    claims::vip_range(view.network.subnet).contains(vip)
+    let declared = &view.network;
+    // Who hands out the subnet hands out virtual addresses of it too.
+    let given = declared.own_range.is_some() && declared.subnet.contains(vip);
+    (given || claims::vip_range(declared.own_addresses()).contains(vip))
         && !snapshot.services.values().any(|other| {
             other.service.id != *id
                 && older(&other.service)

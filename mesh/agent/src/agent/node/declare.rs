@@ -243,7 +243,7 @@ impl Node {
         let others = snapshot.networks.values().map(|view| &view.network);
         if let Some(other) = others
             .into_iter()
-            .find(|n| n.name != wanted.name && n.subnet.overlaps(subnet))
+            .find(|n| n.name != wanted.name && n.ranges().any(|taken| taken.overlaps(subnet)))
         {
             return Err(DeclareError::SubnetTaken {
                 name: wanted.name.to_string(),
@@ -272,6 +272,7 @@ impl Node {
             created_ms: present.map_or(now_ms, |v| v.network.created_ms),
             removed: false,
             stack: stack.map(str::to_owned),
+            own_range: present.and_then(|v| v.network.own_range),
         };
         let name = format!("network {}", network.name);
         match present {

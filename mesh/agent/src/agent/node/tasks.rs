@@ -29,6 +29,7 @@ pub(crate) struct Wanted {
     pub network: NetworkName,
     pub vni: u32,
     pub subnet: Ipv4Network,
+    pub own_range: Option<Ipv4Network>,
     pub address: Ipv4Addr,
     pub mac: MacAddress,
     pub gateway: Ipv4Addr,
@@ -325,6 +326,7 @@ impl Node {
             network: endpoint.network.clone(),
             vni: view.network.vni,
             subnet: view.network.subnet,
+            own_range: view.network.own_range,
             address,
             mac: endpoint.mac?,
             gateway: view.gateway(&self.identity.id)?,
@@ -431,7 +433,7 @@ impl Node {
         let IpAddr::V4(ip) = ip else { return false };
         let networks = self.snapshot.networks.values();
         networks
-            .filter(|view| view.network.subnet.contains(ip))
+            .filter(|view| view.network.ranges().any(|range| range.contains(ip)))
             .any(|view| view.gateway(&self.identity.id) != Some(ip))
     }
 
