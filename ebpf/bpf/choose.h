@@ -20,41 +20,43 @@ struct call {
 	__u8 again;		   /* as of a flow */
 };
 
-/* The way back of a flow from a call to a backend. */
-static __always_inline struct tuple way_back_from(const struct call *call, const struct backend *backend)
+/* The way back of a flow from a call to a backend, written to `to`. */
+static __always_inline void way_back_from(struct tuple *to, const struct call *call, const struct backend *backend)
 {
 	const struct tuple *t = &call->packet->tuple;
-	return (struct tuple){.saddr = backend->ip, .daddr = t->saddr, .sport = backend->port ? backend->port : t->dport, .dport = t->sport, .proto = t->proto};
+	__builtin_memset(to, 0, sizeof(*to));
+	to->saddr = backend->ip;
+	to->daddr = t->saddr;
+	to->sport = backend->port ? backend->port : t->dport;
+	to->dport = t->sport;
+	to->proto = t->proto;
 }
 
-/* The entry of the way back. */
-static __always_inline struct flow returning(const struct call *call, __u32 index, const struct backend *backend, __u64 now)
+/* The entry of the way back, written to `to`. */
+static __always_inline void return_to(struct flow *to, const struct call *call, __u32 index, const struct backend *backend, __u64 now)
 {
 	const struct tuple *t = &call->packet->tuple;
 	__be16 port = backend->port ? backend->port : t->dport;
-	struct flow flow = {
-		.created = now,
-		.seen = now,
-		.kind = FLOW_RETURN,
-		.ip = t->daddr,
-		.port = t->dport,
-		.ip_delta = ip_delta(backend->ip, t->daddr),
-		.port_delta = port == t->dport ? 0 : port_delta(port, t->dport),
-		.node = backend->node,
-		.network = backend->network,
-		.ifindex = call->ifindex,
-		.backend = index,
-		.generation = backend->generation,
-		.frontend = call->frontend->id,
-		.idle_ms = call->frontend->idle_ms,
-		.again = call->again,
-	};
+	__builtin_memset(to, 0, sizeof(*to));
+	to->created = to->seen = now;
+	to->kind = FLOW_RETURN;
+	to->ip = t->daddr;
+	to->port = t->dport;
+	to->ip_delta = ip_delta(&backend->ip, &t->daddr);
+	to->port_delta = port == t->dport ? 0 : port_delta(port, t->dport);
+	to->node = backend->node;
+	to->network = backend->network;
+	to->ifindex = call->ifindex;
+	to->backend = index;
+	to->generation = backend->generation;
+	to->frontend = call->frontend->id;
+	to->idle_ms = call->frontend->idle_ms;
+	to->again = call->again;
 	if (call->client) {
-		__builtin_memcpy(flow.macs, call->client->macs, sizeof(flow.macs));
-		if (flow.node && call->client->network == backend->network)
-			flow.node = ROUTED;
+		__builtin_memcpy(to->macs, call->client->macs, sizeof(to->macs));
+		if (to->node && call->client->network == backend->network)
+			to->node = ROUTED;
 	}
-	return flow;
 }
 
 /* Makes it that of the way there. */
@@ -64,7 +66,7 @@ static __always_inline void turn_round(struct flow *flow, const struct call *cal
 	flow->kind = FLOW_FORWARD;
 	flow->ip = backend->ip;
 	flow->port = backend->port ? backend->port : t->dport;
-	flow->ip_delta = ip_delta(t->daddr, backend->ip);
+	flow->ip_delta = ip_delta(&t->daddr, &backend->ip);
 	if (flow->port_delta)
 		flow->port_delta = port_delta(t->dport, flow->port);
 	flow->ifindex = backend->ifindex;
@@ -75,21 +77,24 @@ static __always_inline void turn_round(struct flow *flow, const struct call *cal
 static __always_inline struct flow *begin(const struct call *call, __u32 index, const struct backend *backend, __u64 now)
 {
 	const struct tuple *t = &call->packet->tuple;
-	struct tuple way_back = way_back_from(call, backend);
-	struct flow flow = returning(call, index, backend, now);
-	if (bpf_map_update_elem(&flows, &way_back, &flow, BPF_NOEXIST)) {
-		struct flow *old = bpf_map_lookup_elem(&flows, &way_back);
-		int same = old && old->kind == FLOW_RETURN && old->ip == t->daddr && old->port == t->dport;
-		if (old && !same && !is_over(&way_back, old, now)) {
+	struct scratch *new = scratch();
+	if (!new)
+		return 0;
+	way_back_from(&new->way_back, call, backend);
+	return_to(&new->flow, call, index, backend, now);
+	if (bpf_map_update_elem(&flows, &new->way_back, &new->flow, BPF_NOEXIST)) {
+		struct flow *old = bpf_map_lookup_elem(&flows, &new->way_back);
+		int same = old && old->kind == FLOW_RETURN && is_same(&old->ip, &t->daddr) && old->port == t->dport;
+		if (old && !same && !is_over(&new->way_back, old, now)) {
 			count(COLLISION);
 			return 0;
 		}
-		if (bpf_map_update_elem(&flows, &way_back, &flow, BPF_ANY))
+		if (bpf_map_update_elem(&flows, &new->way_back, &new->flow, BPF_ANY))
 			return 0;
 	}
-	turn_round(&flow, call, backend);
-	flow.sent_back = call->sent_back;
-	if (bpf_map_update_elem(&flows, t, &flow, BPF_ANY))
+	turn_round(&new->flow, call, backend);
+	new->flow.sent_back = call->sent_back;
+	if (bpf_map_update_elem(&flows, t, &new->flow, BPF_ANY))
 		return 0;
 	struct backend_counters *counters = bpf_map_lookup_elem(&backend_stats, &index);
 	if (counters)
@@ -129,18 +134,24 @@ static __always_inline __u32 mixed(__u32 hash)
 	return hash ^ hash >> 16;
 }
 
+/* An address in one word: an IPv4 address is itself. */
+static __always_inline __u32 digest(const struct address *a)
+{
+	return a->word[0] ^ a->word[1] ^ a->word[2] ^ MAPPED ^ a->word[3];
+}
+
 /* The search for the backend with the fewest flows for its weight. */
 struct least {
-	struct frontend frontend;
+	const struct frontend *frontend;
 	__u64 now;
 	__u32 from, index, load, weight;
 };
 
 static long compare(__u32 turn, struct least *least)
 {
-	if (!least->frontend.slots)
+	if (!least->frontend->slots)
 		return 1;
-	__u32 *index = slot(&least->frontend, least->from + turn);
+	__u32 *index = slot(least->frontend, least->from + turn);
 	if (!index)
 		return 0;
 	__u32 key = *index;
@@ -163,9 +174,9 @@ static __always_inline int pick(const struct call *call, __u32 *ticket, int try,
 {
 	const struct frontend *frontend = call->frontend;
 	if (frontend->flags & FRONTEND_SOURCE)
-		return in_table(frontend, mixed(call->packet->tuple.saddr) + try * 0x9e3779b1, index);
+		return in_table(frontend, mixed(digest(&call->packet->tuple.saddr)) + try * 0x9e3779b1, index);
 	if (frontend->flags & FRONTEND_LEAST && !try) {
-		struct least least = {.frontend = *frontend, .now = now, .from = __sync_fetch_and_add(ticket, 1)};
+		struct least least = {.frontend = frontend, .now = now, .from = __sync_fetch_and_add(ticket, 1)};
 		bpf_loop(frontend->slots < COMPARED ? frontend->slots : COMPARED, compare, &least, 0);
 		*index = least.index;
 		return least.weight != 0;
@@ -182,7 +193,7 @@ static __always_inline int is_of_tasks(const struct call *call, const struct bac
 {
 	__u32 id = backend->network;
 	struct network *network = call->client ? 0 : bpf_map_lookup_elem(&networks, &id);
-	return network && network->mask && in_subnet(network, call->packet->tuple.saddr);
+	return network && network->mask && in_subnet(network, &call->packet->tuple.saddr);
 }
 
 /* Gives a new flow a backend. If there is none, `why` says why. */
@@ -233,11 +244,12 @@ static long has_flow(__u32 number, struct search *search)
 		return 1;
 	__u32 index = chunk->backends[number % CHUNK];
 	struct backend *backend = bpf_map_lookup_elem(&backends, &index);
-	if (!backend)
+	struct scratch *room = scratch();
+	if (!backend || !room)
 		return 0;
-	struct tuple way_back = way_back_from(call, backend);
-	struct flow *back = bpf_map_lookup_elem(&flows, &way_back);
-	if (!back || back->kind != FLOW_RETURN || back->ip != t->daddr || back->port != t->dport)
+	way_back_from(&room->way_back, call, backend);
+	struct flow *back = bpf_map_lookup_elem(&flows, &room->way_back);
+	if (!back || back->kind != FLOW_RETURN || !is_same(&back->ip, &t->daddr) || back->port != t->dport)
 		return 0;
 	if (back->backend != index || back->generation != backend->generation)
 		return 0;
@@ -255,9 +267,9 @@ static __always_inline struct flow *recover(const struct call *call)
 	struct search search = {.call = call};
 	bpf_loop(call->frontend->members < MAX_MEMBERS ? call->frontend->members : MAX_MEMBERS, has_flow, &search, 0);
 	/* Without these it would begin a flow for whom none may be begun, or for what can be of no connection. */
-	if (!search.found && ((call->packet->tcp & (TCP_ACK | TCP_RST)) != TCP_ACK || !allows(call->frontend, t->saddr)))
+	if (!search.found && ((call->packet->tcp & (TCP_ACK | TCP_RST)) != TCP_ACK || !allows(call->frontend, &t->saddr)))
 		return 0;
-	if (!search.found && !in_table(call->frontend, mixed(mixed(t->saddr) ^ ((__u32)t->sport << 16 | t->dport)), &search.index))
+	if (!search.found && !in_table(call->frontend, mixed(mixed(digest(&t->saddr)) ^ ((__u32)t->sport << 16 | t->dport)), &search.index))
 		return 0;
 	__u32 index = search.index;
 	struct backend *backend = bpf_map_lookup_elem(&backends, &index);
@@ -269,9 +281,12 @@ static __always_inline struct flow *recover(const struct call *call)
 			count(MAGLEV);
 		return flow;
 	}
-	struct flow flow = returning(call, index, backend, now);
-	turn_round(&flow, call, backend);
-	if (bpf_map_update_elem(&flows, t, &flow, BPF_ANY))
+	struct scratch *found = scratch();
+	if (!found)
+		return 0;
+	return_to(&found->flow, call, index, backend, now);
+	turn_round(&found->flow, call, backend);
+	if (bpf_map_update_elem(&flows, t, &found->flow, BPF_ANY))
 		return 0;
 	count(RECOVERED);
 	return bpf_map_lookup_elem(&flows, t);
@@ -284,7 +299,7 @@ static __always_inline struct frontend *addressed(const struct packet *p)
 	struct frontend *frontend = bpf_map_lookup_elem(&frontends, &key);
 	if (frontend)
 		return frontend->network ? 0 : frontend;
-	key.ip = 0;
+	key.ip = (struct address){};
 	frontend = bpf_map_lookup_elem(&frontends, &key);
 	return frontend && bpf_map_lookup_elem(&own, &p->tuple.daddr) ? frontend : 0;
 }
@@ -292,22 +307,22 @@ static __always_inline struct frontend *addressed(const struct packet *p)
 /* The same for a packet of a task, on a network: virtual addresses of this network too, and of no other. */
 static __always_inline struct frontend *addressed_by_task(const struct packet *p, const struct network *network, __u32 id)
 {
-	if (in_subnet(network, p->tuple.daddr)) {
+	if (in_subnet(network, &p->tuple.daddr)) {
 		struct frontend_key key = {.ip = p->tuple.daddr, .proto = p->tuple.proto};
 		struct frontend *frontend = bpf_map_lookup_elem(&frontends, &key);
 		if (frontend)
 			return frontend->network == id ? frontend : 0;
 		/* At the gateway's address the network has its resolver. */
-		if (p->tuple.daddr != network->gateway || p->tuple.dport == htons(53))
+		if (p->tuple.daddr.word[3] != network->gateway || p->tuple.dport == htons(53))
 			return 0;
 	}
 	return addressed(p);
 }
 
 /* Whether a socket of this node has the connection. */
-static __always_inline int is_relayed(struct __sk_buff *skb, const struct packet *p)
+static __noinline int is_relayed(struct __sk_buff *skb, const struct packet *p)
 {
-	struct bpf_sock_tuple tuple = {.ipv4 = {p->tuple.saddr, p->tuple.daddr, p->tuple.sport, p->tuple.dport}};
+	struct bpf_sock_tuple tuple = {.ipv4 = {p->tuple.saddr.word[3], p->tuple.daddr.word[3], p->tuple.sport, p->tuple.dport}};
 	struct bpf_sock *socket = bpf_skc_lookup_tcp(skb, &tuple, sizeof(tuple.ipv4), BPF_F_CURRENT_NETNS, 0);
 	if (!socket)
 		return 0;

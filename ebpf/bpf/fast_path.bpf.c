@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* The fast path, IPv4. A client's packet comes to node A (`from_outside`, on its network cards), which rewrites its
+/* The fast path. A client's packet comes to node A (`from_outside`, on its network cards), which rewrites its
  * destination and sends it through the tunnel to node B (`from_mesh`, on the VXLAN link), which hands it to the
  * task. The reply (`from_task`, on the node's end of the task's veth pair) goes back through the tunnel to A
  * (`from_mesh`), which rewrites its source and sends it to the client. A task on A itself is reached without the
@@ -13,25 +13,27 @@
 static __noinline int keep_way_back(struct __sk_buff *skb, const struct packet *p, const struct flow *f)
 {
 	struct tuple way_back = way_back_of(p, f);
-	if (bpf_map_lookup_elem(&flows, &way_back))
+	struct scratch *new = scratch();
+	if (!new || bpf_map_lookup_elem(&flows, &way_back))
 		return 0;
-	struct flow back = *f;
-	back.kind = FLOW_RETURN;
-	back.ip = p->tuple.daddr;
-	back.port = p->tuple.dport;
-	back.ip_delta = ip_delta(f->ip, back.ip);
-	back.port_delta = f->port == back.port ? 0 : port_delta(f->port, back.port);
-	back.ifindex = skb->ifindex;
+	struct flow *back = &new->flow;
+	*back = *f;
+	back->kind = FLOW_RETURN;
+	back->ip = p->tuple.daddr;
+	back->port = p->tuple.dport;
+	back->ip_delta = ip_delta(&f->ip, &back->ip);
+	back->port_delta = f->port == back->port ? 0 : port_delta(f->port, back->port);
+	back->ifindex = skb->ifindex;
 	/* How many they were is forgotten; that there were any is not, or a RST would be taken for a refusal. */
-	back.packets = f->answered;
-	back.bytes = 0;
-	back.ack = 0;
-	back.closing = 0;
-	__builtin_memset(back.macs, 0, sizeof(back.macs));
+	back->packets = f->answered;
+	back->bytes = 0;
+	back->ack = 0;
+	back->closing = 0;
+	__builtin_memset(back->macs, 0, sizeof(back->macs));
 	struct task *client = bpf_map_lookup_elem(&tasks, &p->tuple.saddr);
 	if (client && client->ifindex == skb->ifindex)
-		__builtin_memcpy(back.macs, client->macs, sizeof(back.macs));
-	if (!bpf_map_update_elem(&flows, &way_back, &back, BPF_NOEXIST))
+		__builtin_memcpy(back->macs, client->macs, sizeof(back->macs));
+	if (!bpf_map_update_elem(&flows, &way_back, back, BPF_NOEXIST))
 		count(RECOVERED);
 	return 0;
 }
@@ -42,7 +44,7 @@ static __always_inline int forward(struct __sk_buff *skb, const struct packet *p
 	if (!network)
 		return drop(DROP_FAILED);
 	if (f->node && is_too_big(skb, p, network->mtu))
-		return tell_too_big(skb, network->mtu, p->tuple.daddr);
+		return tell_too_big(skb, network->mtu, p->tuple.daddr.word[3]);
 	if (book(p, f))
 		keep_way_back(skb, p, f);
 	book_backend(p, f->backend, DESTINATION);
@@ -141,36 +143,59 @@ static __always_inline int begins_anew(const struct packet *p, struct flow *f)
 	return AGAIN;
 }
 
-/* A packet to a frontend, of a flow that is not known, or no longer valid. */
-static __always_inline int first(struct __sk_buff *skb, const struct packet *p, const struct frontend *found, const struct task *client, int past)
+/* Leaves a flow to the relay from now on. */
+static __always_inline int to_relay(const struct packet *p, const struct frontend *frontend, enum counter why)
 {
+	struct scratch *new = scratch();
+	__u64 now = bpf_ktime_get_coarse_ns();
+	if (new) {
+		__builtin_memset(&new->flow, 0, sizeof(new->flow));
+		new->flow.kind = FLOW_RELAY;
+		new->flow.created = new->flow.seen = now;
+		new->flow.frontend = frontend->id;
+		new->flow.idle_ms = frontend->idle_ms;
+		bpf_map_update_elem(&flows, &p->tuple, &new->flow, BPF_ANY);
+	}
+	return leave(why);
+}
+
+/* The flow of a packet to a frontend, where none is known, or none that is valid still. Without one `verdict`, which
+ * was what the packet is (enum past), says what becomes of it. */
+static __noinline struct flow *begin_flow(struct __sk_buff *skb, const struct packet *p, const struct frontend *found, const struct task *client, int *verdict)
+{
+	int past = *verdict;
 	/* A copy: the kernel may give the place of a value that the agent replaces to another frontend's, at any time. */
 	const struct frontend copy = *found, *frontend = &copy;
 	struct call call = {.packet = p, .frontend = frontend, .client = client, .ifindex = skb->ifindex, .again = past == AGAIN};
 	if (past >= SENT)
 		call.sent_back = past - SENT;
 	if (p->tuple.proto == IPPROTO_TCP && !is_syn(p)) {
+		struct flow *lost = 0;
 		if (past == STALE)
-			return leave(ENDED);
-		if (is_relayed(skb, p))
-			return leave(TO_RELAY_FLOW);
-		struct flow *lost = recover(&call);
-		if (lost)
-			return forward(skb, p, lost);
-		return frontend->slots ? drop(DROP_NO_FLOW) : leave(TO_RELAY_NO_BACKEND);
+			*verdict = leave(ENDED);
+		else if (is_relayed(skb, p))
+			*verdict = leave(TO_RELAY_FLOW);
+		else if (!(lost = recover(&call)))
+			*verdict = frontend->slots ? drop(DROP_NO_FLOW) : leave(TO_RELAY_NO_BACKEND);
+		return lost;
 	}
-	if (!frontend->slots)
-		return leave(TO_RELAY_NO_BACKEND);
-	if (!allows(frontend, p->tuple.saddr))
-		return leave(TO_RELAY_NOT_ALLOWED);
 	enum counter why = TO_RELAY_COLLISION;
-	struct flow *f = call.sent_back < TRIES ? choose(&call, &why) : 0;
-	if (f)
-		return forward(skb, p, f);
-	__u64 now = bpf_ktime_get_coarse_ns();
-	struct flow relayed = {.kind = FLOW_RELAY, .created = now, .seen = now, .frontend = frontend->id, .idle_ms = frontend->idle_ms};
-	bpf_map_update_elem(&flows, &p->tuple, &relayed, BPF_ANY);
-	return leave(why);
+	struct flow *f = 0;
+	if (!frontend->slots)
+		*verdict = leave(TO_RELAY_NO_BACKEND);
+	else if (!allows(frontend, &p->tuple.saddr))
+		*verdict = leave(TO_RELAY_NOT_ALLOWED);
+	else if (call.sent_back >= TRIES || !(f = choose(&call, &why)))
+		*verdict = to_relay(p, frontend, why);
+	return f;
+}
+
+/* A packet to a frontend, of a flow that is not known, or no longer valid. */
+static __always_inline int first(struct __sk_buff *skb, const struct packet *p, const struct frontend *frontend, const struct task *client, int past)
+{
+	int verdict = past;
+	struct flow *f = begin_flow(skb, p, frontend, client, &verdict);
+	return f ? forward(skb, p, f) : verdict;
 }
 
 /* Not a verdict: the packet may begin a flow. */
@@ -253,16 +278,18 @@ static __always_inline int choose_again(struct __sk_buff *skb, const struct pack
 static __noinline int keep_back(const struct packet *p, const struct flow *f)
 {
 	struct tuple way_back = reversed(&p->tuple);
-	if (bpf_map_lookup_elem(&flows, &way_back))
+	struct scratch *new = scratch();
+	if (!new || bpf_map_lookup_elem(&flows, &way_back))
 		return 0;
-	struct flow back = *f;
-	back.kind = FLOW_BACK;
-	back.created = f->seen;
-	back.packets = back.bytes = 0;
-	back.ack = 0;
-	back.closing = 0;
-	__builtin_memset(back.macs, 0, sizeof(back.macs));
-	if (!bpf_map_update_elem(&flows, &way_back, &back, BPF_NOEXIST))
+	struct flow *back = &new->flow;
+	*back = *f;
+	back->kind = FLOW_BACK;
+	back->created = f->seen;
+	back->packets = back->bytes = 0;
+	back->ack = 0;
+	back->closing = 0;
+	__builtin_memset(back->macs, 0, sizeof(back->macs));
+	if (!bpf_map_update_elem(&flows, &way_back, back, BPF_NOEXIST))
 		count(RECOVERED);
 	return 0;
 }
@@ -298,14 +325,23 @@ static __always_inline int deliver(struct __sk_buff *skb, const struct packet *p
 		count(SENT_BACK);
 		return encapsulate(skb, by, key.remote_ipv4);
 	}
-	struct flow flow = {.created = now, .seen = now, .kind = FLOW_BACK, .node = key.remote_ipv4, .network = network, .ifindex = task->ifindex};
-	if (bpf_map_update_elem(&flows, &way_back, &flow, BPF_ANY))
+	struct scratch *new = scratch();
+	if (!new)
 		return drop(DROP_FAILED);
-	flow.kind = FLOW_DELIVER;
-	__builtin_memcpy(flow.macs, task->macs, sizeof(flow.macs));
-	if (bpf_map_update_elem(&flows, &p->tuple, &flow, BPF_ANY))
+	struct flow *flow = &new->flow;
+	__builtin_memset(flow, 0, sizeof(*flow));
+	flow->created = flow->seen = now;
+	flow->kind = FLOW_BACK;
+	flow->node = key.remote_ipv4;
+	flow->network = network;
+	flow->ifindex = task->ifindex;
+	if (bpf_map_update_elem(&flows, &way_back, flow, BPF_ANY))
 		return drop(DROP_FAILED);
-	return hand_over(skb, flow.ifindex, flow.macs);
+	flow->kind = FLOW_DELIVER;
+	__builtin_memcpy(flow->macs, task->macs, sizeof(flow->macs));
+	if (bpf_map_update_elem(&flows, &p->tuple, flow, BPF_ANY))
+		return drop(DROP_FAILED);
+	return hand_over(skb, flow->ifindex, flow->macs);
 }
 
 static __always_inline int judge_from_mesh(struct __sk_buff *skb, const struct packet *p)
@@ -320,9 +356,9 @@ static __always_inline int judge_from_mesh(struct __sk_buff *skb, const struct p
 	__u32 id = network_of(skb->ifindex);
 	struct network *network = bpf_map_lookup_elem(&networks, &id);
 	/* Between addresses of the network the kernel routes. */
-	if (!id || !network || p->what != SEGMENT || (in_subnet(network, p->tuple.saddr) && in_subnet(network, p->tuple.daddr)))
+	if (!id || !network || p->what != SEGMENT || (in_subnet(network, &p->tuple.saddr) && in_subnet(network, &p->tuple.daddr)))
 		return TCX_NEXT;
-	if (in_subnet(network, p->tuple.saddr))
+	if (in_subnet(network, &p->tuple.saddr))
 		return drop(DROP_NO_RETURN);
 	return deliver(skb, p, 0, id);
 }
@@ -344,12 +380,12 @@ static __always_inline int send_back(struct __sk_buff *skb, const struct packet 
  * could make nothing of it. */
 static __always_inline int keep_inside(struct __sk_buff *skb)
 {
-	__be32 to;
+	struct address to = mapped(0);
 	__u32 id = network_of(skb->ifindex);
 	struct network *network = bpf_map_lookup_elem(&networks, &id);
-	if (!id || !network || bpf_skb_load_bytes(skb, ETH_HLEN + offsetof(struct iphdr, daddr), &to, sizeof(to)))
+	if (!id || !network || bpf_skb_load_bytes(skb, ETH_HLEN + offsetof(struct iphdr, daddr), to.word + 3, 4))
 		return TCX_NEXT;
-	return in_subnet(network, to) || bpf_map_lookup_elem(&own, &to) ? TCX_NEXT : drop(DROP_NOT_CARRIED);
+	return in_subnet(network, &to) || bpf_map_lookup_elem(&own, &to) ? TCX_NEXT : drop(DROP_NOT_CARRIED);
 }
 
 static __always_inline int judge_from_task(struct __sk_buff *skb, const struct packet *p)
@@ -381,7 +417,7 @@ static __always_inline int judge_from_task(struct __sk_buff *skb, const struct p
 	if (past == STALE)
 		return leave(ENDED);
 	/* What else a task begins by itself, and what stays on the network or the node, is the kernel's. */
-	if (is_syn(p) || in_subnet(network, p->tuple.daddr) || bpf_map_lookup_elem(&own, &p->tuple.daddr))
+	if (is_syn(p) || in_subnet(network, &p->tuple.daddr) || bpf_map_lookup_elem(&own, &p->tuple.daddr))
 		return TCX_NEXT;
 	return drop(DROP_NO_BACK);
 }

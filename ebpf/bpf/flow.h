@@ -3,6 +3,26 @@
 #pragma once
 #include "policy.h"
 
+/* Room for a flow that is made and the way back of it: a program has 512 bytes of stack, with all that it calls. No
+ * program interrupts another one of its CPU. */
+struct scratch {
+	struct flow flow;
+	struct tuple way_back;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct scratch);
+} scratches SEC(".maps");
+
+static __always_inline struct scratch *scratch(void)
+{
+	__u32 key = 0;
+	return bpf_map_lookup_elem(&scratches, &key);
+}
+
 /* A flow without a packet for this long may give way to one of the same addresses and ports. */
 #define IDLE (60000 * MS)
 
@@ -46,7 +66,7 @@ static __always_inline int is_current(const struct flow *f)
 }
 
 /* Whether a flow from a task may be taken for over when another wants its way. */
-static __always_inline int is_over(const struct tuple *way, const struct flow *f, __u64 now)
+static __noinline int is_over(const struct tuple *way, const struct flow *f, __u64 now)
 {
 	if (f->closing)
 		return 1;

@@ -8,12 +8,34 @@
  * fast path. */
 #define ROUTED 0xffffffff
 
+/* An IPv6 address, or an IPv4 one mapped into these (RFC 4291, section 2.5.5.2). All zero is none. */
+struct address {
+	__be32 word[4];
+};
+
+#define MAPPED htonl(0xffff)
+
+static __always_inline struct address mapped(__be32 ip)
+{
+	return (struct address){{0, 0, MAPPED, ip}};
+}
+
+static __always_inline int is_none(const struct address *a)
+{
+	return !(a->word[0] | a->word[1] | a->word[2] | a->word[3]);
+}
+
+static __always_inline int is_same(const struct address *a, const struct address *b)
+{
+	return !((a->word[0] ^ b->word[0]) | (a->word[1] ^ b->word[1]) | (a->word[2] ^ b->word[2]) | (a->word[3] ^ b->word[3]));
+}
+
 /* A packet's way: where from, where to. */
 struct tuple {
-	__be32 saddr, daddr;
+	struct address saddr, daddr;
 	__be16 sport, dport;
 	__u8 proto, pad[3];
-};
+} __attribute__((aligned(8)));
 
 /* What a packet of a flow is to become. */
 enum flow_kind {
@@ -37,7 +59,7 @@ struct flow {
 	__u64 seen; /* when a byte passed last in this direction, or a datagram */
 	__u64 packets;
 	__u64 bytes; /* of data, without headers */
-	__be32 ip;	 /* the new address, of the end that is rewritten */
+	struct address ip; /* the new address, of the end that is rewritten */
 	__be16 port;	 /* the new port */
 	__u8 kind;	 /* enum flow_kind */
 	__u8 closing;	 /* TCP_FIN and TCP_RST, as far as they were seen in this direction */
@@ -54,11 +76,11 @@ struct flow {
 	__u8 answered;	 /* of FLOW_FORWARD: the backend has replied */
 	__u8 again;	 /* another backend had it before, and refused or did not answer */
 	__u8 sent_back; /* of FLOW_FORWARD: how many backends could not take it */
-	__u8 pad;
+	__u8 pad[5];
 };
 
 struct frontend_key {
-	__be32 ip;   /* 0 is every address of the node */
+	struct address ip; /* none is every address of the node */
 	__be16 port; /* 0 is every port, of a virtual address */
 	__u8 proto, pad;
 };
@@ -82,11 +104,11 @@ struct frontend {
 /* A client or a prefix of clients on a frontend's list. */
 struct listed {
 	__u32 frontend;
-	__be32 ip;
+	struct address ip;
 };
 
 struct allow_key {
-	__u32 length; /* 32, and the length of the prefix */
+	__u32 length; /* 32, and the length of the prefix: of one of IPv4 96 more than it says */
 	struct listed client;
 };
 
@@ -111,7 +133,8 @@ struct slot_key {
 struct backend {
 	__u64 passed_over; /* until when it gets no new flows */
 	__u64 answered;	   /* when it last answered a flow for the first time */
-	__be32 ip;
+	struct address ip;
+	struct address ip6; /* for IPv6 clients; may be none */
 	__be16 port; /* 0 is the one dialled */
 	__u16 draining; /* it keeps the flows that it has */
 	__u32 node; /* host order; 0 is this one, ROUTED another one */
@@ -120,7 +143,6 @@ struct backend {
 	__u32 generation;
 	__u32 network, weight;
 	__u32 others; /* whether another backend of its frontend takes flows */
-	__u32 pad;
 };
 
 struct backend_counters {
@@ -223,9 +245,9 @@ MAP(BPF_MAP_TYPE_LRU_HASH, flows, struct tuple, struct flow, 524288);
 /* The node's own addresses, and what else they are. */
 #define OWN 1
 #define OWN_GATEWAY 2
-MAP(BPF_MAP_TYPE_HASH, own, __be32, __u32, 1024);
+MAP(BPF_MAP_TYPE_HASH, own, struct address, __u32, 2048);
 MAP(BPF_MAP_TYPE_HASH, peers, __u32, __u32, 4096);
-MAP(BPF_MAP_TYPE_HASH, tasks, __be32, struct task, 16384);
+MAP(BPF_MAP_TYPE_HASH, tasks, struct address, struct task, 16384);
 MAP(BPF_MAP_TYPE_PERCPU_ARRAY, counters, __u32, __u64, 64);
 SPARSE(BPF_MAP_TYPE_LPM_TRIE, allowed, struct allow_key, __u32, 262144);
 SPARSE(BPF_MAP_TYPE_HASH, backend_labels, __u32, struct backend_label, MAX_BACKENDS);

@@ -64,7 +64,7 @@ static __always_inline void parse_icmp(struct __sk_buff *skb, struct packet *p)
 	if (inner->protocol != IPPROTO_TCP && inner->protocol != IPPROTO_UDP)
 		return;
 	__be16 *ports = data + INNER_L4;
-	p->tuple = (struct tuple){.saddr = inner->daddr, .daddr = inner->saddr, .sport = ports[1], .dport = ports[0], .proto = inner->protocol};
+	p->tuple = (struct tuple){.saddr = mapped(inner->daddr), .daddr = mapped(inner->saddr), .sport = ports[1], .dport = ports[0], .proto = inner->protocol};
 	p->icmp_type = type;
 	p->icmp_code = *(__u8 *)(data + L4 + 1);
 	p->what = ICMP_ERROR;
@@ -98,7 +98,7 @@ static __always_inline void parse(struct __sk_buff *skb, struct packet *p)
 	if (proto != IPPROTO_TCP && proto != IPPROTO_UDP)
 		return;
 	__be16 *ports = data + L4;
-	p->tuple = (struct tuple){.saddr = ip->saddr, .daddr = ip->daddr, .sport = ports[0], .dport = ports[1], .proto = proto};
+	p->tuple = (struct tuple){.saddr = mapped(ip->saddr), .daddr = mapped(ip->daddr), .sport = ports[0], .dport = ports[1], .proto = proto};
 	if (proto == IPPROTO_TCP) {
 		if (data + L4 + 20 > end) {
 			if (!reach(skb, L4 + 20))
@@ -125,14 +125,15 @@ static __always_inline __u16 checksum(__u16 old, __u32 delta)
 	return ~sum;
 }
 
-static __always_inline __u32 ip_delta(__be32 from, __be32 to)
+static __always_inline __u32 ip_delta(const struct address *from, const struct address *to)
 {
-	return bpf_csum_diff(&from, 4, &to, 4, 0);
+	return bpf_csum_diff((void *)from, sizeof(*from), (void *)to, sizeof(*to), 0);
 }
 
 static __always_inline __u32 port_delta(__be16 from, __be16 to)
 {
-	return ip_delta(from, to);
+	__be32 words[] = {from, to};
+	return bpf_csum_diff(words, 4, words + 1, 4, 0);
 }
 
 enum end { SOURCE, DESTINATION };
@@ -147,10 +148,10 @@ static __always_inline int rewrite_segment(struct __sk_buff *skb, const struct p
 	struct iphdr *ip = data + ETH_HLEN;
 	__be16 *ports = data + L4;
 	if (end == DESTINATION) {
-		ip->daddr = f->ip;
+		ip->daddr = f->ip.word[3];
 		ports[1] = f->port;
 	} else {
-		ip->saddr = f->ip;
+		ip->saddr = f->ip.word[3];
 		ports[0] = f->port;
 	}
 	ip->check = checksum(ip->check, f->ip_delta);
@@ -176,17 +177,17 @@ static __always_inline int rewrite_icmp(struct __sk_buff *skb, const struct pack
 	__u16 *check = data + L4 + 2;
 	__be16 *ports = data + INNER_L4;
 	if (end == DESTINATION) {
-		ip->daddr = f->ip;
+		ip->daddr = f->ip.word[3];
 		ip->check = checksum(ip->check, f->ip_delta);
-		inner->saddr = f->ip;
+		inner->saddr = f->ip.word[3];
 		ports[0] = f->port;
 	} else {
 		/* A router on the way may be the one that complains. */
-		if (ip->saddr == p->tuple.saddr) {
-			ip->saddr = f->ip;
+		if (ip->saddr == p->tuple.saddr.word[3]) {
+			ip->saddr = f->ip.word[3];
 			ip->check = checksum(ip->check, f->ip_delta);
 		}
-		inner->daddr = f->ip;
+		inner->daddr = f->ip.word[3];
 		ports[1] = f->port;
 	}
 	inner->check = checksum(inner->check, f->ip_delta);
@@ -255,9 +256,9 @@ static __always_inline __u32 network_of(__u32 ifindex)
 	return network ? *network : 0;
 }
 
-static __always_inline int in_subnet(const struct network *network, __be32 ip)
+static __always_inline int in_subnet(const struct network *network, const struct address *ip)
 {
-	return (ip & network->mask) == network->subnet;
+	return (ip->word[3] & network->mask) == network->subnet;
 }
 
 /* Lowers the segment size that a SYN or SYN-ACK offers to what fits the tunnel. */

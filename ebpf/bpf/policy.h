@@ -13,11 +13,11 @@
 #define PASSED_OVER (10000 * MS)
 
 /* Whether a client may begin flows. */
-static __always_inline int allows(const struct frontend *frontend, __be32 client)
+static __always_inline int allows(const struct frontend *frontend, const struct address *client)
 {
 	if (!(frontend->flags & FRONTEND_LISTED))
 		return 1;
-	struct allow_key key = {.length = 64, .client = {.frontend = frontend->id, .ip = client}};
+	struct allow_key key = {.length = 160, .client = {.frontend = frontend->id, .ip = *client}};
 	return bpf_map_lookup_elem(&allowed, &key) != 0;
 }
 

@@ -16,7 +16,6 @@
 #define LOOPBACK htonl(0x7f000000)
 #define LOCALHOST htonl(0x7f000001)
 #define LOOPBACK_MASK htonl(0xff000000)
-#define MAPPED htonl(0xffff)
 
 /* Programs on sockets can be interrupted by those on packets, which write the same counters of a CPU. */
 static __always_inline void tally(enum counter which)
@@ -41,21 +40,35 @@ static __always_inline int is_bound(struct bpf_sock_addr *ctx)
 	return sk && (sk->bound_dev_if || sk->src_ip4);
 }
 
-/* Whether an address and port are the node's to answer; 0 is any address of it. */
-static __always_inline int is_of_node(__be32 ip, __be16 port)
+static __always_inline int is_v4(const struct address *ip)
 {
-	if (!ip || (ip & LOOPBACK_MASK) == LOOPBACK)
+	return !(ip->word[0] | ip->word[1]) && ip->word[2] == MAPPED;
+}
+
+static __always_inline int is_loopback(const struct address *ip)
+{
+	if (is_v4(ip))
+		return !ip->word[3] || (ip->word[3] & LOOPBACK_MASK) == LOOPBACK;
+	return !(ip->word[0] | ip->word[1] | ip->word[2]) && ip->word[3] == htonl(1);
+}
+
+/* Whether an address and port are the node's to answer. */
+static __always_inline int is_of_node(const struct address *ip, __be16 port)
+{
+	if (is_loopback(ip))
 		return 1;
-	__u32 *what = bpf_map_lookup_elem(&own, &ip);
+	__u32 *what = bpf_map_lookup_elem(&own, ip);
 	/* At a gateway's address a network has its resolver. */
 	return what && !(*what == OWN_GATEWAY && port == htons(53));
 }
 
 /* The frontend that a process dials. */
-static __always_inline struct frontend *dialled_frontend(__be32 ip, __be16 port, __u8 proto)
+static __always_inline struct frontend *dialled_frontend(const struct dialled *dialled, __u8 proto)
 {
+	const struct address *ip = &dialled->ip;
+	__be16 port = dialled->port;
 	/* A virtual address takes every port. */
-	struct frontend_key key = {.ip = ip, .proto = proto};
+	struct frontend_key key = {.ip = *ip, .proto = proto};
 	struct frontend *frontend = bpf_map_lookup_elem(&frontends, &key);
 	if (frontend)
 		return frontend;
@@ -65,7 +78,7 @@ static __always_inline struct frontend *dialled_frontend(__be32 ip, __be16 port,
 	frontend = bpf_map_lookup_elem(&frontends, &key);
 	if (frontend)
 		return frontend;
-	key.ip = 0;
+	key.ip = (struct address){};
 	return bpf_map_lookup_elem(&frontends, &key);
 }
 
@@ -103,7 +116,7 @@ static __always_inline int take_turn(const struct frontend *frontend, __be16 por
 	struct backend *backend = bpf_map_lookup_elem(&backends, &to->index);
 	if (!backend || backend->passed_over > bpf_ktime_get_coarse_ns())
 		return 0;
-	to->ip = backend->ip;
+	to->ip = backend->ip.word[3];
 	to->port = backend->port ? backend->port : port;
 	to->generation = backend->generation;
 	to->network = backend->network;
@@ -152,8 +165,8 @@ int connect4(struct bpf_sock_addr *ctx)
 	if (ctx->type != SOCK_STREAM || ctx->protocol != IPPROTO_TCP || !is_host(ctx))
 		return ALLOW;
 	/* No address is the loopback, to the kernel as well. */
-	struct dialled dialled = {.ip = {0, 0, MAPPED, ctx->user_ip4 ? ctx->user_ip4 : LOCALHOST}, .port = ctx->user_port};
-	struct frontend *frontend = dialled_frontend(dialled.ip[3], dialled.port, IPPROTO_TCP);
+	struct dialled dialled = {.ip = mapped(ctx->user_ip4 ? ctx->user_ip4 : LOCALHOST), .port = ctx->user_port};
+	struct frontend *frontend = dialled_frontend(&dialled, IPPROTO_TCP);
 	if (!frontend || !is_plain(frontend, IPPROTO_TCP))
 		return ALLOW;
 	if (is_bound(ctx)) {
@@ -184,18 +197,6 @@ static __always_inline int is_v6only(struct bpf_sock_addr *ctx)
 	return bits >> __builtin_preserve_field_info(sk->__sk_common.skc_ipv6only, FIELD_RSHIFT_U64);
 }
 
-static __always_inline struct frontend *dialled_frontend6(struct dialled *dialled)
-{
-	__be32 *ip = dialled->ip;
-	if (!ip[0] && !ip[1] && ip[2] == MAPPED)
-		return dialled_frontend(ip[3], dialled->port, IPPROTO_TCP);
-	if (!ip[0] && !ip[1] && !ip[2] && !ip[3])
-		ip[3] = htonl(1);
-	struct address6 address = {{ip[0], ip[1], ip[2], ip[3]}};
-	int loopback = !ip[0] && !ip[1] && !ip[2] && ip[3] == htonl(1);
-	return loopback || bpf_map_lookup_elem(&own6, &address) ? dialled_frontend(0, dialled->port, IPPROTO_TCP) : 0;
-}
-
 /* To a task, which has IPv4, by an IPv6 socket: the kernel takes a mapped address for IPv4. */
 SEC("cgroup/connect6")
 int connect6(struct bpf_sock_addr *ctx)
@@ -203,10 +204,12 @@ int connect6(struct bpf_sock_addr *ctx)
 	if (ctx->type != SOCK_STREAM || ctx->protocol != IPPROTO_TCP || !is_host(ctx))
 		return ALLOW;
 	struct dialled dialled = {
-		.ip = {ctx->user_ip6[0], ctx->user_ip6[1], ctx->user_ip6[2], ctx->user_ip6[3]},
+		.ip = {{ctx->user_ip6[0], ctx->user_ip6[1], ctx->user_ip6[2], ctx->user_ip6[3]}},
 		.port = ctx->user_port,
 	};
-	struct frontend *frontend = dialled_frontend6(&dialled);
+	if (is_none(&dialled.ip))
+		dialled.ip.word[3] = htonl(1);
+	struct frontend *frontend = dialled_frontend(&dialled, IPPROTO_TCP);
 	if (!frontend || !is_plain(frontend, IPPROTO_TCP))
 		return ALLOW;
 	if (is_bound(ctx) || is_v6only(ctx)) {
@@ -235,7 +238,7 @@ int getpeername4(struct bpf_sock_addr *ctx)
 	struct socket_key key = {.cookie = bpf_get_socket_cookie(ctx), .ip = ctx->user_ip4, .port = ctx->user_port};
 	struct dialled *dialled = bpf_map_lookup_elem(&tcp_dialled, &key);
 	if (dialled) {
-		ctx->user_ip4 = dialled->ip[3];
+		ctx->user_ip4 = dialled->ip.word[3];
 		ctx->user_port = dialled->port;
 	}
 	return ALLOW;
@@ -249,10 +252,10 @@ static __always_inline int restore6(struct bpf_sock_addr *ctx, void *map)
 	struct socket_key key = {.cookie = bpf_get_socket_cookie(ctx), .ip = ctx->user_ip6[3], .port = ctx->user_port};
 	struct dialled *dialled = bpf_map_lookup_elem(map, &key);
 	if (dialled) {
-		ctx->user_ip6[0] = dialled->ip[0];
-		ctx->user_ip6[1] = dialled->ip[1];
-		ctx->user_ip6[2] = dialled->ip[2];
-		ctx->user_ip6[3] = dialled->ip[3];
+		ctx->user_ip6[0] = dialled->ip.word[0];
+		ctx->user_ip6[1] = dialled->ip.word[1];
+		ctx->user_ip6[2] = dialled->ip.word[2];
+		ctx->user_ip6[3] = dialled->ip.word[3];
 		ctx->user_port = dialled->port;
 	}
 	return ALLOW;
@@ -272,7 +275,7 @@ static __always_inline int same_as_before(const struct frontend *frontend, struc
 		return 0;
 	if (frontend->idle_ms && now - chosen->seen > frontend->idle_ms * MS)
 		return 0;
-	to->ip = backend->ip;
+	to->ip = backend->ip.word[3];
 	to->port = backend->port ? backend->port : port;
 	chosen->seen = now;
 	return 1;
@@ -285,13 +288,13 @@ static __always_inline int remember(const struct socket_key *to_backend, const s
 	if (!bpf_map_update_elem(&udp_dialled, to_backend, dialled, BPF_NOEXIST))
 		return 1;
 	struct dialled *old = bpf_map_lookup_elem(&udp_dialled, to_backend);
-	if (old && old->ip[3] == dialled->ip[3] && old->port == dialled->port)
+	if (old && old->ip.word[3] == dialled->ip.word[3] && old->port == dialled->port)
 		return 1;
 	if (old) {
-		struct socket_key by = {.cookie = to_backend->cookie, .ip = old->ip[3], .port = old->port};
+		struct socket_key by = {.cookie = to_backend->cookie, .ip = old->ip.word[3], .port = old->port};
 		struct chosen *chosen = bpf_map_lookup_elem(&udp_chosen, &by);
 		struct backend *backend = chosen ? bpf_map_lookup_elem(&backends, &chosen->backend) : 0;
-		if (backend && backend->generation == chosen->generation && backend->ip == to_backend->ip &&
+		if (backend && backend->generation == chosen->generation && backend->ip.word[3] == to_backend->ip &&
 		    (backend->port ? backend->port : old->port) == to_backend->port)
 			return 0;
 	}
@@ -305,8 +308,8 @@ int sendmsg4(struct bpf_sock_addr *ctx)
 {
 	if (ctx->type != SOCK_DGRAM || ctx->protocol != IPPROTO_UDP || !is_host(ctx))
 		return ALLOW;
-	struct dialled dialled = {.ip = {0, 0, MAPPED, ctx->user_ip4 ? ctx->user_ip4 : LOCALHOST}, .port = ctx->user_port};
-	struct frontend *frontend = dialled_frontend(dialled.ip[3], dialled.port, IPPROTO_UDP);
+	struct dialled dialled = {.ip = mapped(ctx->user_ip4 ? ctx->user_ip4 : LOCALHOST), .port = ctx->user_port};
+	struct frontend *frontend = dialled_frontend(&dialled, IPPROTO_UDP);
 	if (!frontend || !is_plain(frontend, IPPROTO_UDP))
 		return ALLOW;
 	/* The source may be of the socket or of this one datagram. */
@@ -316,7 +319,7 @@ int sendmsg4(struct bpf_sock_addr *ctx)
 	}
 	__u64 now = bpf_ktime_get_coarse_ns();
 	struct target to = {};
-	struct socket_key by = {.cookie = bpf_get_socket_cookie(ctx), .ip = dialled.ip[3], .port = dialled.port};
+	struct socket_key by = {.cookie = bpf_get_socket_cookie(ctx), .ip = dialled.ip.word[3], .port = dialled.port};
 	struct socket_key at = {.cookie = by.cookie};
 	struct chosen *chosen = bpf_map_lookup_elem(&udp_chosen, &by);
 	if (chosen && same_as_before(frontend, chosen, now, dialled.port, &to)) {
@@ -356,7 +359,7 @@ int recvmsg4(struct bpf_sock_addr *ctx)
 	struct socket_key key = {.cookie = bpf_get_socket_cookie(ctx), .ip = ctx->user_ip4, .port = ctx->user_port};
 	struct dialled *dialled = bpf_map_lookup_elem(&udp_dialled, &key);
 	if (dialled) {
-		ctx->user_ip4 = dialled->ip[3];
+		ctx->user_ip4 = dialled->ip.word[3];
 		ctx->user_port = dialled->port;
 	}
 	return ALLOW;

@@ -56,9 +56,9 @@ struct socket_key {
 	__be16 port, pad;
 };
 
-/* The address that a process dialled, IPv4 in the form of IPv6. */
+/* The address that a process dialled. */
 struct dialled {
-	__be32 ip[4];
+	struct address ip;
 	__be16 port, pad;
 };
 
@@ -77,12 +77,6 @@ struct sources {
 	__be32 ip[MAX_SOURCES];
 };
 
-struct address6 {
-	__be32 ip[4];
-};
-
-/* The node's IPv6 addresses. */
-MAP(BPF_MAP_TYPE_HASH, own6, struct address6, __u32, 1024);
 /* By the network's place. */
 MAP(BPF_MAP_TYPE_HASH, sources, __u32, struct sources, MAX_NETWORKS);
 /* By socket and backend, what was dialled. Connections have their own, so that many of them do not push out what the

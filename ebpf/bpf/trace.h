@@ -9,8 +9,8 @@ enum program { FROM_OUTSIDE = 1, FROM_MESH = 2, FROM_TASK = 3 };
 /* Whose packets are told. A client is the source on its way to a task, and the destination on the way back. */
 struct traced {
 	__u64 until; /* 0: nobody listens; nobody does after this either, as who listens moves it on */
-	__be32 client;
-	__be32 frontend;     /* 0 is any */
+	struct address client;
+	struct address frontend; /* none is any */
 	__be16 client_port;  /* 0 is any */
 	__be16 frontend_port; /* 0 is any */
 	__u8 proto;	     /* 0 is any */
@@ -45,14 +45,14 @@ struct {
 /* In a section of its own, so that it is a map of its own. */
 struct traced traced SEC(".bss.traced");
 
-static __always_inline int is_client(__be32 ip, __be16 port)
+static __always_inline int is_client(const struct address *ip, __be16 port)
 {
-	return ip == traced.client && (!traced.client_port || !port || port == traced.client_port);
+	return is_same(ip, &traced.client) && (!traced.client_port || !port || port == traced.client_port);
 }
 
-static __always_inline int is_frontend(__be32 ip, __be16 port)
+static __always_inline int is_frontend(const struct address *ip, __be16 port)
 {
-	return (!traced.frontend || ip == traced.frontend) && (!traced.frontend_port || !port || port == traced.frontend_port);
+	return (is_none(&traced.frontend) || is_same(ip, &traced.frontend)) && (!traced.frontend_port || !port || port == traced.frontend_port);
 }
 
 /* Whether the event is one that is listened for. The frontend is to be seen where clients, tasks among them, come in,
@@ -61,25 +61,30 @@ static __noinline int is_wanted(const struct event *e)
 {
 	if (traced.proto && e->before.proto != traced.proto)
 		return 0;
-	int sent = is_client(e->before.saddr, e->before.sport);
-	if (!sent && !is_client(e->before.daddr, e->before.dport))
+	int sent = is_client(&e->before.saddr, e->before.sport);
+	if (!sent && !is_client(&e->before.daddr, e->before.dport))
 		return 0;
 	int enters = e->program == FROM_OUTSIDE || (e->program == FROM_TASK && sent);
 	/* Not ours: of use to who asks about a frontend, and else too much. */
 	if (e->action == (__u8)TCX_NEXT && !e->reason && e->kind != FLOW_RELAY && (!enters || !traced.frontend_port))
 		return 0;
 	if (enters)
-		return is_frontend(e->before.daddr, e->before.dport);
-	return e->kind != FLOW_RETURN || e->action != TCX_REDIRECT || is_frontend(e->after.saddr, e->after.sport);
+		return is_frontend(&e->before.daddr, e->before.dport);
+	return e->kind != FLOW_RETURN || e->action != TCX_REDIRECT || is_frontend(&e->after.saddr, e->after.sport);
 }
 
 /* Reads the ends of a packet as it is now. */
 static __always_inline void read_ends(struct __sk_buff *skb, struct tuple *t, __u8 what)
 {
-	/* Without options addresses and ports stand in a row, as they do in a tuple. Behind options, and in the later
-	 * fragments, there are other things. */
+	/* Without options addresses and ports stand in a row. Behind options, and in the later fragments, there are
+	 * other things. */
+	__be32 ends[3] = {};
 	__u32 length = what == FRAGMENT || what == OPTIONS ? 8 : 12;
-	bpf_skb_load_bytes(skb, (what == ICMP_ERROR ? INNER_IP : ETH_HLEN) + 12, t, length);
+	bpf_skb_load_bytes(skb, (what == ICMP_ERROR ? INNER_IP : ETH_HLEN) + 12, ends, length);
+	t->saddr = mapped(ends[0]);
+	t->daddr = mapped(ends[1]);
+	t->sport = *(__be16 *)(ends + 2);
+	t->dport = *((__be16 *)(ends + 2) + 1);
 	if (what == ICMP_ERROR)
 		*t = reversed(t);
 }
@@ -91,7 +96,7 @@ static __noinline int tell(struct __sk_buff *skb, const struct tuple *tuple, __u
 		return 0;
 	}
 	/* Most packets are others'; those without a tuple are looked at below. */
-	if (tuple->proto && !is_client(tuple->saddr, tuple->sport) && !is_client(tuple->daddr, tuple->dport))
+	if (tuple->proto && !is_client(&tuple->saddr, tuple->sport) && !is_client(&tuple->daddr, tuple->dport))
 		return 0;
 	struct event e = {
 		.time = bpf_ktime_get_ns(),

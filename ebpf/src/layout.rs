@@ -1,7 +1,7 @@
 //! What is in the maps, as `bpf/layout.h` says it in C; a test compares the two. Addresses and ports are bytes in
 //! network order, and so need no conversion; times are nanoseconds of the monotonic clock.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use portolan_model::Protocol;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -41,11 +41,14 @@ macro_rules! layouts {
     };
 }
 
+/// `struct address`: IPv6, or IPv4 mapped into it; all zero is none.
+pub(crate) type Address = [u8; 16];
+
 layouts! {
     /// A packet's way.
     Tuple = "tuple" {
-        saddr: [u8; 4],
-        daddr: [u8; 4],
+        saddr: Address,
+        daddr: Address,
         sport: [u8; 2],
         dport: [u8; 2],
         proto: u8,
@@ -57,7 +60,7 @@ layouts! {
         seen: u64,
         packets: u64,
         bytes: u64,
-        ip: [u8; 4],
+        ip: Address,
         port: [u8; 2],
         kind: u8,
         closing: u8,
@@ -75,11 +78,11 @@ layouts! {
         answered: u8,
         again: u8,
         sent_back: u8,
-        pad: u8,
+        pad: [u8; 5],
     }
-    /// A frontend's address; 0.0.0.0 is every address of the node.
+    /// A frontend's address; none is every address of the node.
     FrontendKey = "frontend_key" {
-        ip: [u8; 4],
+        ip: Address,
         port: [u8; 2],
         proto: u8,
         pad: u8,
@@ -98,7 +101,7 @@ layouts! {
     /// A client or a prefix of clients on a frontend's list.
     Listed = "listed" {
         frontend: u32,
-        ip: [u8; 4],
+        ip: Address,
     }
     /// Where a piece of a frontend's table or of its members is.
     ChunkKey = "chunk_key" {
@@ -120,7 +123,8 @@ layouts! {
     BackendValue = "backend" {
         passed_over: u64,
         answered: u64,
-        ip: [u8; 4],
+        ip: Address,
+        ip6: Address,
         port: [u8; 2],
         draining: u16,
         node: u32,
@@ -130,7 +134,6 @@ layouts! {
         network: u32,
         weight: u32,
         others: u32,
-        pad: u32,
     }
     /// What a backend's flows have moved.
     BackendCounters = "backend_counters" {
@@ -186,8 +189,8 @@ layouts! {
     /// Whose packets are told.
     Traced = "traced" {
         until: u64,
-        client: [u8; 4],
-        frontend: [u8; 4],
+        client: Address,
+        frontend: Address,
         client_port: [u8; 2],
         frontend_port: [u8; 2],
         proto: u8,
@@ -256,6 +259,24 @@ pub(crate) const ROUTED: u32 = u32::MAX;
 /// An address as the tunnel's helpers want it: a number in host order.
 pub(crate) const fn host_order(ip: Ipv4Addr) -> u32 {
     u32::from_be_bytes(ip.octets())
+}
+
+/// An address as the maps have it.
+pub(crate) fn address(ip: impl Into<IpAddr>) -> Address {
+    match ip.into() {
+        IpAddr::V4(ip) => ip.to_ipv6_mapped().octets(),
+        IpAddr::V6(ip) => ip.octets(),
+    }
+}
+
+/// What [`address`] made so.
+pub(crate) fn read_address(address: Address) -> IpAddr {
+    Ipv6Addr::from(address).to_canonical()
+}
+
+/// An address with its port.
+pub(crate) fn read_end(ip: Address, port: [u8; 2]) -> SocketAddr {
+    (read_address(ip), u16::from_be_bytes(port)).into()
 }
 
 /// Text in a fixed place, cut where it does not fit.

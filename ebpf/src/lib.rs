@@ -47,6 +47,6 @@ pub(crate) static SOCKETS: &[u8] = aya::include_bytes_aligned!(env!("SOCKETS_OBJ
 /// Why the objects are empty.
 pub(crate) const ABSENT: &str = include_str!(env!("FAST_PATH_ABSENT"));
 /// The version of the maps' layouts, a part of the path of every pin.
-pub(crate) const ABI: &str = "v1";
+pub(crate) const ABI: &str = "v2";
 /// Where pins are, on a machine whose bpffs is where it always is.
 pub const DEFAULT_PINS: &str = "/sys/fs/bpf/portolan";

@@ -13,7 +13,7 @@ use crate::{
     EbpfError,
     error::Doing,
     layout::{
-        BackendCounters, BackendLabel, BackendValue, Chunk, ChunkKey, Flow, FrontendKey,
+        Address, BackendCounters, BackendLabel, BackendValue, Chunk, ChunkKey, Flow, FrontendKey,
         FrontendLabel, FrontendValue, HostValue, Listed, NetworkValue, SlotKey, TaskValue, Tuple,
     },
 };
@@ -34,9 +34,9 @@ pub(crate) struct Maps {
     pub(crate) backends: Array<MapData, BackendValue>,
     pub(crate) backend_stats: PerCpuArray<MapData, BackendCounters>,
     pub(crate) flows: Hash<Tuple, Flow>,
-    pub(crate) own: Hash<[u8; 4], u32>,
+    pub(crate) own: Hash<Address, u32>,
     pub(crate) peers: Hash<u32, u32>,
-    pub(crate) tasks: Hash<[u8; 4], TaskValue>,
+    pub(crate) tasks: Hash<Address, TaskValue>,
     pub(crate) counters: PerCpuArray<MapData, u64>,
     pub(crate) backend_labels: Hash<u32, BackendLabel>,
     pub(crate) frontend_labels: Hash<u32, FrontendLabel>,

@@ -32,7 +32,7 @@ use crate::{
     ABI, COUNTERS, Counter, EbpfError, Surroundings,
     error::Doing,
     flow_table::FlowTable,
-    layout::BackendValue,
+    layout::{Address, BackendValue, address},
     links::{self, FROM_MESH, FROM_OUTSIDE, FROM_TASK},
     maps::Maps,
     probe,
@@ -273,11 +273,13 @@ fn sources<'a>(
     places.collect()
 }
 
-/// The address of the programs' key for a frontend; 0.0.0.0 is every address of the node.
-fn key_address(frontend: &Frontend) -> Option<Ipv4Addr> {
+/// The address of the programs' key for a frontend.
+fn key_address(frontend: &Frontend) -> Option<Address> {
     match frontend.address {
-        FrontendAddress::Node => Some(Ipv4Addr::UNSPECIFIED),
-        FrontendAddress::Ip(IpAddr::V4(ip)) | FrontendAddress::Vip(_, IpAddr::V4(ip)) => Some(ip),
+        FrontendAddress::Node => Some(Address::default()),
+        FrontendAddress::Ip(ip @ IpAddr::V4(_)) | FrontendAddress::Vip(_, ip @ IpAddr::V4(_)) => {
+            Some(address(ip))
+        }
         _ => None,
     }
 }

@@ -1,6 +1,10 @@
 //! Ending a TCP connection: a RST to each end that looks as if it came from the other.
 
-use std::{io, net::SocketAddrV4, os::fd::OwnedFd};
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    os::fd::OwnedFd,
+};
 
 use rustix::net::{
     AddressFamily, SendFlags, SocketFlags, SocketType, ipproto, sendto, socket_with,
@@ -12,35 +16,52 @@ const TCP_HEADER: u16 = 20;
 
 /// Sends packets whose source is not this node's.
 pub(crate) struct Resets {
-    socket: OwnedFd,
+    v4: OwnedFd,
+    /// `None` where the kernel has no IPv6, and so no connection of it.
+    v6: Option<OwnedFd>,
 }
 
 impl Resets {
     /// Needs the privilege of raw sockets, as loading the programs does.
     pub(crate) fn open() -> io::Result<Self> {
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let protocol = Some(ipproto::RAW);
-        let socket = socket_with(AddressFamily::INET, SocketType::RAW, flags, protocol)?;
-        Ok(Self { socket })
+        let open = |family| {
+            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+            socket_with(family, SocketType::RAW, flags, Some(ipproto::RAW))
+        };
+        Ok(Self {
+            v4: open(AddressFamily::INET)?,
+            v6: open(AddressFamily::INET6).ok(),
+        })
     }
 
     /// Resets the connection at `to`, which has acknowledged all up to `acknowledged`: at that very place a RST is
     /// obeyed (RFC 5961, section 3.2), elsewhere it is asked about.
     pub(crate) fn send(
         &self,
-        from: SocketAddrV4,
-        to: SocketAddrV4,
+        from: SocketAddr,
+        to: SocketAddr,
         acknowledged: u32,
     ) -> io::Result<()> {
+        let socket = if to.is_ipv4() {
+            &self.v4
+        } else {
+            self.v6.as_ref().ok_or(io::ErrorKind::Unsupported)?
+        };
         let packet = packet(from, to, acknowledged);
-        sendto(&self.socket, &packet, SendFlags::empty(), &to)?;
+        // A raw socket of IPv6 takes a port for a protocol.
+        sendto(
+            socket,
+            &packet,
+            SendFlags::empty(),
+            &SocketAddr::new(to.ip(), 0),
+        )?;
         Ok(())
     }
 }
 
-/// IPv4 and TCP headers; the kernel fills in the IP checksum and the identification.
-fn packet(from: SocketAddrV4, to: SocketAddrV4, sequence: u32) -> Vec<u8> {
-    let addresses = [from.ip().octets(), to.ip().octets()].concat();
+/// IP and TCP headers; the kernel fills in the checksum and the identification of IPv4.
+fn packet(from: SocketAddr, to: SocketAddr, sequence: u32) -> Vec<u8> {
+    let addresses = [octets(from.ip()), octets(to.ip())].concat();
     let mut segment = [from.port().to_be_bytes(), to.port().to_be_bytes()].concat();
     segment.extend(sequence.to_be_bytes());
     segment.extend([0, 0, 0, 0, 5 << 4, RST, 0, 0, 0, 0, 0, 0]);
@@ -49,10 +70,20 @@ fn packet(from: SocketAddrV4, to: SocketAddrV4, sequence: u32) -> Vec<u8> {
     for (to, byte) in segment.iter_mut().skip(16).zip(check) {
         *to = byte;
     }
-    let mut packet = vec![0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, TCP, 0, 0];
+    let mut packet = match to {
+        SocketAddr::V4(_) => vec![0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, TCP, 0, 0],
+        SocketAddr::V6(_) => vec![0x60, 0, 0, 0, 0, 20, TCP, 64],
+    };
     packet.extend(addresses);
     packet.extend(segment);
     packet
+}
+
+fn octets(ip: IpAddr) -> Vec<u8> {
+    match ip {
+        IpAddr::V4(ip) => ip.octets().to_vec(),
+        IpAddr::V6(ip) => ip.octets().to_vec(),
+    }
 }
 
 /// RFC 1071, over an even number of bytes.
@@ -74,12 +105,16 @@ mod tests {
 
     #[test]
     fn a_reset_is_at_the_place_acknowledged_and_its_checksum_is_right() {
-        let from: SocketAddrV4 = "10.77.0.11:8080".parse().unwrap();
-        let to: SocketAddrV4 = "10.77.0.99:40000".parse().unwrap();
-        let packet = packet(from, to, 0xdead_beef);
-        assert_eq!(packet.len(), 40);
-        assert_eq!(packet[24..28], [0xde, 0xad, 0xbe, 0xef]);
-        let pseudo = [&packet[12..20], &[0, 6, 0, 20], &packet[20..]].concat();
-        assert_eq!(checksum(&pseudo), 0);
+        for (from, to, ip) in [
+            ("10.77.0.11:8080", "10.77.0.99:40000", 20),
+            ("[fd77::11]:8080", "[fd77::99]:40000", 40),
+        ] {
+            let packet = packet(from.parse().unwrap(), to.parse().unwrap(), 0xdead_beef);
+            assert_eq!(packet.len(), ip + 20);
+            assert_eq!(packet[ip + 4..ip + 8], [0xde, 0xad, 0xbe, 0xef]);
+            let addresses = if ip == 20 { 12 } else { 8 };
+            let pseudo = [&packet[addresses..ip], &[0, 6, 0, 20], &packet[ip..]].concat();
+            assert_eq!(checksum(&pseudo), 0);
+        }
     }
 }

@@ -5,12 +5,7 @@ mod cgroup;
 mod links;
 mod query;
 
-use std::{
-    collections::BTreeMap,
-    error::Error,
-    net::{Ipv4Addr, Ipv6Addr},
-    path::Path,
-};
+use std::{collections::BTreeMap, error::Error, net::Ipv4Addr, path::Path};
 
 use aya::{Ebpf, EbpfLoader};
 
@@ -35,7 +30,6 @@ pub(crate) struct Sockets {
 
 struct Loaded {
     object: Ebpf,
-    own: Hash<[u8; 16], u32>,
     sources: Hash<u32, layout::Sources>,
 }
 
@@ -49,7 +43,7 @@ impl Sockets {
         pins: &Path,
     ) {
         let done = match &around.cgroup {
-            Some(cgroup) => self.attach(cgroup, &around.own6, sources, pins),
+            Some(cgroup) => self.attach(cgroup, sources, pins),
             None => self.detach(pins),
         };
         self.lost = match done {
@@ -69,10 +63,9 @@ impl Sockets {
         links::detach(pins)
     }
 
-    fn attach<'a>(
+    fn attach(
         &mut self,
         cgroup: &Path,
-        own: impl IntoIterator<Item = &'a Ipv6Addr>,
         sources: &BTreeMap<u32, &[Ipv4Addr]>,
         pins: &Path,
     ) -> Result<(), EbpfError> {
@@ -81,8 +74,6 @@ impl Sockets {
             None => Loaded::new(pins)?,
         };
         let loaded = self.loaded.insert(loaded);
-        let own: BTreeMap<_, _> = own.into_iter().map(|ip| (ip.octets(), 1)).collect();
-        fill(&mut loaded.own, &own, "own IPv6 addresses")?;
         let sources = sources.iter().map(|(network, ips)| (*network, listed(ips)));
         fill(&mut loaded.sources, &sources.collect(), "source addresses")?;
         links::attach(&mut loaded.object, cgroup, pins)
@@ -102,13 +93,8 @@ impl Loaded {
                 .load()
                 .map_err(|source| links::refused("load", hook, source))?;
         }
-        let own = maps::take(&mut object, "own6")?;
         let sources = maps::take(&mut object, "sources")?;
-        Ok(Self {
-            object,
-            own,
-            sources,
-        })
+        Ok(Self { object, sources })
     }
 }
 

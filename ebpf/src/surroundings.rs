@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr},
     path::PathBuf,
 };
 
@@ -17,9 +17,7 @@ pub struct Surroundings {
     /// The links by which clients come.
     pub outside: BTreeSet<String>,
     /// The node's own addresses, those of its overlay included.
-    pub own: BTreeSet<Ipv4Addr>,
-    /// Its own IPv6 addresses, by which its processes reach frontends, too.
-    pub own6: BTreeSet<Ipv6Addr>,
+    pub own: BTreeSet<IpAddr>,
     /// The root of the cgroups, for the programs on sockets ([`crate::cgroup2_root`]); without it processes of the
     /// node are left to the relay.
     pub cgroup: Option<PathBuf>,

@@ -3,7 +3,7 @@
 mod event;
 
 use std::{
-    net::Ipv4Addr,
+    net::IpAddr,
     os::fd::{AsFd, AsRawFd, BorrowedFd},
     path::Path,
     time::Duration,
@@ -18,7 +18,7 @@ use zerocopy::FromBytes;
 use crate::{
     ABI, COUNTERS, EbpfError,
     error::Doing,
-    layout::{BackendLabel, Event, FrontendLabel, Traced, number},
+    layout::{BackendLabel, Event, FrontendLabel, Traced, address, number},
     maps::Hash,
 };
 pub use event::{Ends, Program, Target, TraceEvent, Verdict, Way};
@@ -31,12 +31,12 @@ pub(crate) const TRACED: &str = "traced";
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TraceFilter {
     /// The client's address.
-    pub client: Ipv4Addr,
+    pub client: IpAddr,
     /// Its port; `None` is any.
     pub client_port: Option<u16>,
     /// The frontend's address; `None` is any. Between the nodes the frontend is not to be seen: there all packets
     /// of the client are told.
-    pub frontend: Option<Ipv4Addr>,
+    pub frontend: Option<IpAddr>,
     /// Its port; `None` is any, and leaves out what is not addressed to a frontend.
     pub frontend_port: Option<u16>,
     /// `None` is any.
@@ -48,8 +48,8 @@ impl TraceFilter {
         let port = |port: Option<u16>| port.unwrap_or_default().to_be_bytes();
         Traced {
             until,
-            client: self.client.octets(),
-            frontend: self.frontend.unwrap_or(Ipv4Addr::UNSPECIFIED).octets(),
+            client: address(self.client),
+            frontend: self.frontend.map(address).unwrap_or_default(),
             client_port: port(self.client_port),
             frontend_port: port(self.frontend_port),
             proto: self.protocol.map(number).unwrap_or_default(),

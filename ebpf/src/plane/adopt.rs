@@ -1,10 +1,6 @@
 //! What an earlier agent left in the maps, read back.
 
-use std::{
-    collections::BTreeMap,
-    net::{IpAddr, Ipv4Addr},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use ipnetwork::IpNetwork;
 use portolan_model::{Balancing, NodeId, PlaneChoice, Protocol, TaskId};
@@ -16,7 +12,8 @@ use super::{EbpfPlane, served::Served};
 use crate::{
     error::Doing,
     layout::{
-        BackendLabel, FrontendKey, FrontendLabel, FrontendValue, LEAST, SOURCE, protocol, read_text,
+        Address, BackendLabel, FrontendKey, FrontendLabel, FrontendValue, LEAST, SOURCE, protocol,
+        read_address, read_text,
     },
     maps::read,
 };
@@ -91,8 +88,8 @@ impl EbpfPlane {
                 name: read_text(&label.name),
                 node: NodeId::from_bytes(label.node),
                 local: label.local != 0,
-                ip: IpAddr::V4(Ipv4Addr::from(at.ip)),
-                ipv6: None,
+                ip: read_address(at.ip),
+                ipv6: (at.ip6 != Address::default()).then(|| at.ip6.into()),
                 port: u16::from_be_bytes(at.port),
                 state: if label.draining == 0 {
                     BackendState::Active
@@ -139,13 +136,13 @@ fn balancing(flags: u32) -> Balancing {
 }
 
 fn frontend(key: FrontendKey, label: &FrontendLabel) -> Frontend {
-    let ip = Ipv4Addr::from(key.ip);
+    let ip = read_address(key.ip);
     let network = read_text(&label.network).parse();
     Frontend {
         address: match network {
-            Ok(network) => FrontendAddress::Vip(network, ip.into()),
+            Ok(network) => FrontendAddress::Vip(network, ip),
             Err(_) if ip.is_unspecified() => FrontendAddress::Node,
-            Err(_) => FrontendAddress::Ip(ip.into()),
+            Err(_) => FrontendAddress::Ip(ip),
         },
         port: u16::from_be_bytes(key.port),
         protocol: protocol(key.proto).unwrap_or(Protocol::Tcp),

@@ -1,17 +1,21 @@
 //! Lists of clients that may begin flows: a frontend's own prefixes in one trie of the kernel. Who is on none is left to
 //! the relay, which refuses and counts. A list is asked when a flow begins, so a change leaves open ones alone.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use aya::maps::lpm_trie::Key;
 use ipnetwork::{IpNetwork, Ipv4Network};
 use portolan_plane::OpError;
 
 use super::EbpfPlane;
-use crate::{error::Doing, layout::Listed};
+use crate::{
+    error::Doing,
+    layout::{Listed, address, read_address},
+};
+
+/// Bits of a key before the client's address, and of that before an IPv4 address in it.
+const FRONTEND: u32 = 32;
+const MAPPED: u32 = 96;
 
 impl EbpfPlane {
     /// Adds to a frontend's list what it is to hold and does not yet.
@@ -52,12 +56,10 @@ impl EbpfPlane {
         for key in self.maps.allowed.keys() {
             let key = key.doing(|| "read the lists of clients".into())?;
             let Listed { frontend, ip } = key.data();
-            let prefix = u8::try_from(key.prefix_len().saturating_sub(32)).unwrap_or(32);
-            let network = Ipv4Network::new(Ipv4Addr::from(ip), prefix).ok();
-            lists
-                .entry(frontend)
-                .or_default()
-                .extend(network.map(IpNetwork::V4));
+            let prefix = key.prefix_len().saturating_sub(FRONTEND + MAPPED);
+            let prefix = u8::try_from(prefix).unwrap_or(32);
+            let network = IpNetwork::new(read_address(ip), prefix).ok();
+            lists.entry(frontend).or_default().extend(network);
         }
         Ok(lists)
     }
@@ -76,7 +78,7 @@ fn v4(list: &[IpNetwork]) -> BTreeSet<Ipv4Network> {
 fn key(id: u32, network: Ipv4Network) -> Key<Listed> {
     let client = Listed {
         frontend: id,
-        ip: network.network().octets(),
+        ip: address(network.network()),
     };
-    Key::new(32 + u32::from(network.prefix()), client)
+    Key::new(FRONTEND + MAPPED + u32::from(network.prefix()), client)
 }

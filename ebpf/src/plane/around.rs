@@ -13,7 +13,7 @@ use crate::{
     EbpfError, Surroundings, TaskLink,
     error::Doing,
     flow_table::Slice,
-    layout::{FLOW_DELIVER, NetworkValue, ROUTED, TaskValue, host_order},
+    layout::{Address, FLOW_DELIVER, NetworkValue, ROUTED, TaskValue, address, host_order},
     links,
     maps::fill,
 };
@@ -27,9 +27,10 @@ impl EbpfPlane {
         let around = self.surroundings.clone();
         let mut errors = Vec::new();
         let mut moved = self.write_networks(&around, &mut errors)?;
-        let gateways: BTreeSet<_> = around.networks.values().map(|mesh| mesh.gateway).collect();
+        let gateways = around.networks.values();
+        let gateways: BTreeSet<_> = gateways.map(|mesh| IpAddr::V4(mesh.gateway)).collect();
         let own = around.own.iter();
-        let own = own.map(|ip| (ip.octets(), if gateways.contains(ip) { 2 } else { 1 }));
+        let own = own.map(|ip| (address(*ip), if gateways.contains(ip) { 2 } else { 1 }));
         let own = own.collect();
         fill(&mut self.maps.own, &own, "own addresses")?;
         let peers = around.peers.values();
@@ -48,7 +49,7 @@ impl EbpfPlane {
             match self.task(task) {
                 Ok(value) => {
                     links.insert(value.ifindex, value.network);
-                    tasks.insert(ip.octets(), value);
+                    tasks.insert(address(*ip), value);
                 }
                 Err(error) => errors.push(error),
             }
@@ -138,7 +139,7 @@ impl EbpfPlane {
     }
 
     /// Forgets the way to tasks that are gone, so that the next packet for a new one of the same address finds it.
-    fn forget_deliveries(&mut self, tasks: &BTreeMap<[u8; 4], TaskValue>) -> Result<(), OpError> {
+    fn forget_deliveries(&mut self, tasks: &BTreeMap<Address, TaskValue>) -> Result<(), OpError> {
         let (mut stale, mut from) = (Vec::new(), None);
         // In slices: entry by entry, the kernel begins anew with each entry that vanishes meanwhile.
         loop {

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     error::Doing,
-    layout::{BackendLabel, BackendValue, text},
+    layout::{BackendLabel, BackendValue, address, text},
 };
 
 impl EbpfPlane {
@@ -31,9 +31,10 @@ impl EbpfPlane {
                 spec.frontend
             )));
         };
+        let (ip, ip6) = (address(ip), backend.ipv6.map(address).unwrap_or_default());
         let what = || format!("write backend {} of {}", backend.name, spec.frontend);
         let same = |value: &BackendValue| {
-            (value.ip, value.port) == (ip.octets(), backend.port.to_be_bytes())
+            (value.ip, value.ip6, value.port) == (ip, ip6, backend.port.to_be_bytes())
         };
         let old = match old {
             Some(index) => Some((index, self.maps.backends.get(&index, 0).doing(what)?)),
@@ -69,7 +70,8 @@ impl EbpfPlane {
         let mut others = spec.backends.iter();
         let others = others.any(|other| takes_flows(other) && other.task != backend.task);
         let value = BackendValue {
-            ip: ip.octets(),
+            ip,
+            ip6,
             port: backend.port.to_be_bytes(),
             draining: (!takes_flows(backend)).into(),
             weight: backend.weight.into(),

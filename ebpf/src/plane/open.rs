@@ -26,7 +26,7 @@ use crate::{
 pub struct OpenOptions {
     /// The directory of its pins, on a BPF file system, for this network namespace alone.
     pub pins: PathBuf,
-    /// How many flows are known at a time, in each of two directions one; each takes some 160 bytes. The kernel
+    /// How many flows are known at a time, in each of two directions one; each takes some 200 bytes. The kernel
     /// forgets the ones longest unused.
     pub flows: u32,
 }

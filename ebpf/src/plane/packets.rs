@@ -32,7 +32,7 @@ use self::bytes::{
 use super::*;
 use crate::{
     Mesh, TaskLink,
-    layout::{FLOW_DELIVER, FLOW_FORWARD, Flow, Tuple, host_order},
+    layout::{FLOW_DELIVER, FLOW_FORWARD, Flow, Tuple, address, host_order},
 };
 
 const NEXT: u32 = u32::MAX;
@@ -114,7 +114,7 @@ impl Rig {
         plane.surroundings = Surroundings {
             networks: BTreeMap::from([(ingress(), mesh("lo", 4096, [10, 208, 0, 0], 12))]),
             outside: BTreeSet::new(),
-            own: BTreeSet::from([FRONTEND.0.into()]),
+            own: BTreeSet::from([IpAddr::from(FRONTEND.0)]),
             peers: BTreeMap::from([(NodeId::of_name("n2"), Ipv4Addr::new(10, 77, 0, 12))]),
             tasks: BTreeMap::from([(
                 LOCAL.0.into(),
@@ -224,8 +224,8 @@ fn link(name: &str) {
 
 fn tuple(from: End, to: End, proto: u8) -> Tuple {
     Tuple {
-        saddr: from.0,
-        daddr: to.0,
+        saddr: address(from.0),
+        daddr: address(to.0),
         sport: from.1.to_be_bytes(),
         dport: to.1.to_be_bytes(),
         proto,

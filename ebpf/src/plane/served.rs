@@ -288,7 +288,7 @@ fn idle_ms(spec: &FrontendSpec) -> u32 {
 
 pub(super) fn key(frontend: &Frontend) -> Option<FrontendKey> {
     Some(FrontendKey {
-        ip: key_address(frontend)?.octets(),
+        ip: key_address(frontend)?,
         port: frontend.port.to_be_bytes(),
         proto: number(frontend.protocol),
         pad: 0,

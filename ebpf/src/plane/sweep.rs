@@ -4,7 +4,6 @@
 
 use std::{
     collections::HashMap,
-    net::{Ipv4Addr, SocketAddrV4},
     time::{Duration, Instant},
 };
 
@@ -19,7 +18,7 @@ use super::{
 use crate::{
     error::Doing,
     flow_table::{Cursor, Slice},
-    layout::{FLOW_FORWARD, Flow, Tuple},
+    layout::{FLOW_FORWARD, Flow, Tuple, read_end},
 };
 
 /// How long one sweep may take before it leaves the rest to the next.
@@ -166,9 +165,9 @@ impl EbpfPlane {
 
     /// Tells both ends; returns how many could not be told.
     fn reset(&self, tuple: &Tuple, flow: &Flow, back: &Flow) -> u64 {
-        let client = address(tuple.saddr, tuple.sport);
-        let frontend = address(tuple.daddr, tuple.dport);
-        let task = address(flow.ip, flow.port);
+        let client = read_end(tuple.saddr, tuple.sport);
+        let frontend = read_end(tuple.daddr, tuple.dport);
+        let task = read_end(flow.ip, flow.port);
         let ends = [(frontend, client, flow.ack), (client, task, back.ack)];
         // An end that has acknowledged nothing has no connection to be reset.
         let ends = ends.into_iter().filter(|(_, _, ack)| *ack != 0);
@@ -221,8 +220,4 @@ pub(super) fn now() -> u64 {
     let now = clock_gettime(ClockId::Monotonic);
     let now = Duration::new(now.tv_sec.cast_unsigned(), now.tv_nsec as u32);
     u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
-}
-
-pub(super) fn address(ip: [u8; 4], port: [u8; 2]) -> SocketAddrV4 {
-    SocketAddrV4::new(Ipv4Addr::from(ip), u16::from_be_bytes(port))
 }

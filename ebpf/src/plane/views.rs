@@ -12,12 +12,12 @@ use super::{
     EbpfPlane,
     books::Ledger,
     life::{Life, way_back},
-    sweep::{address, now},
+    sweep::now,
 };
 use crate::{
     error::Doing,
     flow_table::Slice,
-    layout::{BackendCounters, FLOW_FORWARD, Flow, Tuple},
+    layout::{BackendCounters, FLOW_FORWARD, Flow, Tuple, read_end},
 };
 
 impl EbpfPlane {
@@ -120,10 +120,10 @@ impl EbpfPlane {
         let back = back.unwrap_or_default();
         let current = backend.generation == flow.generation;
         (Life::of(flow, || back, current, now) == Life::Live).then(|| FlowView {
-            client: address(tuple.saddr, tuple.sport).into(),
+            client: read_end(tuple.saddr, tuple.sport),
             frontend: frontend.clone(),
             task: task.clone(),
-            backend: address(flow.ip, flow.port).into(),
+            backend: read_end(flow.ip, flow.port),
             age: Duration::from_nanos(now.saturating_sub(flow.created)),
             bytes_in: flow.bytes,
             bytes_out: back.bytes,

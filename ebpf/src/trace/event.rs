@@ -1,7 +1,7 @@
 //! Events as they are read.
 
 use std::{
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{Ipv4Addr, SocketAddr},
     time::Duration,
 };
 
@@ -12,7 +12,7 @@ use crate::{
     COUNTERS, Counter,
     layout::{
         BackendLabel, Event, FLOW_BACK, FLOW_DELIVER, FLOW_FORWARD, FLOW_RELAY, FLOW_RETURN,
-        FrontendLabel, ROUTED, Tuple, protocol, read_text,
+        FrontendLabel, ROUTED, Tuple, protocol, read_end, read_text,
     },
     maps::Hash,
 };
@@ -66,9 +66,9 @@ pub enum Program {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ends {
     /// Source.
-    pub from: SocketAddrV4,
+    pub from: SocketAddr,
     /// Destination.
-    pub to: SocketAddrV4,
+    pub to: SocketAddr,
 }
 
 /// What became of a packet.
@@ -192,10 +192,9 @@ impl TraceEvent {
 }
 
 fn ends(tuple: &Tuple) -> Ends {
-    let end = |ip: [u8; 4], port| SocketAddrV4::new(ip.into(), u16::from_be_bytes(port));
     Ends {
-        from: end(tuple.saddr, tuple.sport),
-        to: end(tuple.daddr, tuple.dport),
+        from: read_end(tuple.saddr, tuple.sport),
+        to: read_end(tuple.daddr, tuple.dport),
     }
 }
 

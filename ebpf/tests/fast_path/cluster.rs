@@ -219,6 +219,7 @@ impl Cluster {
             .filter(|(m, _)| *m != n)
             .map(|(m, node)| (id(m), node.ipv4()))
             .collect();
+        let own = BTreeSet::from([underlay.into(), self.nodes[n - 1].ipv6().into()]);
         let gateway = format!("10.208.{n}.0").parse()?;
         let outside = BTreeSet::from([self.nodes[n - 1].underlay().to_owned()]);
         self.threads[n - 1].run(move |inside| {
@@ -236,7 +237,7 @@ impl Cluster {
             inside.surroundings = Surroundings {
                 networks: BTreeMap::from([(network.name, mesh)]),
                 outside,
-                own: BTreeSet::from([underlay]),
+                own,
                 peers,
                 tasks: BTreeMap::new(),
                 ..Surroundings::default()

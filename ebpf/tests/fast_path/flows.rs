@@ -2,7 +2,7 @@
 
 use std::{
     io::{Read, Write},
-    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     thread,
     time::{Duration, Instant},
 };
@@ -193,13 +193,14 @@ fn a_way_back_that_the_tasks_node_lost_is_made_again() -> Result<()> {
         Ok(socket.recv(&mut [0; 64]).ok())
     };
     wait_until(Duration::from_secs(5), "the first answer", ask)?;
-    let from = client.ipv4().octets();
+    let mapped = |ip: Ipv4Addr| ip.to_ipv6_mapped().octets();
+    let from = mapped(client.ipv4());
     cluster.threads[1].run(move |inside| {
-        let map = MapData::from_pin(inside.pins.join("v1/flows")).unwrap();
-        let mut flows: HashMap<_, [u8; 16], [u8; 96]> = Map::LruHashMap(map).try_into().unwrap();
+        let map = MapData::from_pin(inside.pins.join("v2/flows")).unwrap();
+        let mut flows: HashMap<_, [u8; 40], [u8; 112]> = Map::LruHashMap(map).try_into().unwrap();
         let way_back = [
-            &[10, 208, 2, 2],
-            &from[..],
+            &mapped(Ipv4Addr::new(10, 208, 2, 2))[..],
+            &from,
             &[0, 80, 0x9c, 0x40, 17, 0, 0, 0],
         ]
         .concat();

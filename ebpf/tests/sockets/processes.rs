@@ -1,6 +1,6 @@
 //! A cluster whose first node has the hooks, and the relay besides.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::sync::Arc;
 
 use anyhow::Result;
 use portolan_ebpf::cgroup2_root;
@@ -20,10 +20,8 @@ pub(crate) const GATEWAY: &str = "10.208.1.0";
 
 /// Attaches the hooks on node 1.
 pub(crate) fn hook(cluster: &Cluster) {
-    let own6 = BTreeSet::from([cluster.nodes[0].ipv6()]);
     cluster.threads[0].run(|inside| {
         inside.surroundings.cgroup = Some(cgroup2_root().expect("cgroup2 has to be mounted"));
-        inside.surroundings.own6 = own6;
         inside.surround();
         inside.plane().sockets().unwrap();
     });

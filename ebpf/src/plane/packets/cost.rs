@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     TraceFilter, Tracer,
-    layout::FLOW_FORWARD,
+    layout::{FLOW_FORWARD, address},
     links::{FROM_MESH, FROM_OUTSIDE, FROM_TASK},
 };
 
@@ -59,7 +59,7 @@ fn there_and_back(
         let (source, destination) = other(fixed, from);
         let flow = Flow {
             kind,
-            ip: to.0,
+            ip: address(to.0),
             port: to.1.to_be_bytes(),
             ip_delta: delta(from, to),
             port_delta: ports(from, to),
@@ -177,7 +177,7 @@ fn what_a_sweep_costs() {
                 let seen = crate::plane::sweep::now();
                 let there = Flow {
                     kind: FLOW_FORWARD,
-                    ip: REMOTE.0,
+                    ip: address(REMOTE.0),
                     port: REMOTE.1.to_be_bytes(),
                     generation: 1,
                     created: seen,

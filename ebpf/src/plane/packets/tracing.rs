@@ -31,7 +31,10 @@ fn told(rig: &mut Rig, tracer: &mut Tracer, program: &str, packet: &[u8]) -> Tra
 }
 
 fn as_ends(ends: crate::Ends) -> (End, End) {
-    let end = |at: std::net::SocketAddrV4| (at.ip().octets(), at.port());
+    let end = |at: std::net::SocketAddr| match at.ip() {
+        IpAddr::V4(ip) => (ip.octets(), at.port()),
+        IpAddr::V6(ip) => panic!("{ip}"),
+    };
     (end(ends.from), end(ends.to))
 }
 
@@ -361,7 +364,7 @@ fn what_there_is_no_room_for_is_counted() {
         rig.redirected(FROM_OUTSIDE, &tcp(CLIENT, FRONTEND, SYN, &[], b""));
         let mut tracer = listen(rig, all_of_the_client());
         let data = tcp(CLIENT, (FRONTEND.0, 8080), ACK, &[], b"x");
-        // A megabyte of events of 72 bytes with 8 before each.
+        // A megabyte of events of 120 bytes with 8 before each.
         for _ in 0..14_000 {
             rig.run(FROM_OUTSIDE, &data);
         }

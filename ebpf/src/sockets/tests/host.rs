@@ -99,8 +99,7 @@ impl Host {
                     mtu: 1450,
                 },
             )]),
-            own: BTreeSet::from([OWN, GATEWAY]),
-            own6: BTreeSet::from([OWN6.parse().unwrap()]),
+            own: BTreeSet::from([OWN.into(), GATEWAY.into(), OWN6.parse().unwrap()]),
             cgroup: Some(cgroup.to_owned()),
             tasks: TASKS.map(|ip| (ip, task.clone())).into(),
             ..Surroundings::default()

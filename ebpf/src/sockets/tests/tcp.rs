@@ -151,7 +151,7 @@ fn a_virtual_address_leads_to_tasks_on_every_port() {
         let tasks = [listen(TASKS[0], 5432), listen(TASKS[1], 5432)];
         // Of the address itself, which is the node's too, and of a published port.
         let other = listen(VIP, 5433);
-        host.around.own.insert(VIP);
+        host.around.own.insert(VIP.into());
         host.surround();
         host.serve(Protocol::Tcp, &[]);
         host.upsert(virtual_address(Protocol::Tcp));

@@ -1,7 +1,7 @@
 //! What the fast path has to be told, from what the overlay sees of this node and the catalog knows of others.
 
 use std::{
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr},
     path::PathBuf,
 };
 
@@ -45,25 +45,10 @@ pub(super) fn surroundings(
     Surroundings {
         networks: networks.collect(),
         outside: around.outside.clone(),
-        own: around.own.iter().filter_map(ipv4).collect(),
-        own6: around.own.iter().filter_map(ipv6).collect(),
+        own: around.own.clone(),
         cgroup,
         peers: peers.collect(),
         tasks: tasks.collect(),
-    }
-}
-
-fn ipv6(ip: &IpAddr) -> Option<Ipv6Addr> {
-    match ip {
-        IpAddr::V6(ip) => Some(*ip),
-        IpAddr::V4(_) => None,
-    }
-}
-
-fn ipv4(ip: &IpAddr) -> Option<Ipv4Addr> {
-    match ip {
-        IpAddr::V4(ip) => Some(*ip),
-        IpAddr::V6(_) => None,
     }
 }
 
@@ -107,8 +92,7 @@ mod tests {
         );
         let n2 = (NodeId::of_name("n2"), Ipv4Addr::new(10, 77, 0, 12));
         assert_eq!(told.peers, BTreeMap::from([n2]));
-        assert_eq!(told.own, BTreeSet::from([Ipv4Addr::new(10, 77, 0, 11)]));
-        assert_eq!(told.own6, BTreeSet::from(["fd77::11".parse().unwrap()]));
+        assert_eq!(told.own, around.own);
         assert_eq!(told.outside, around.outside);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::{IpAddr, Ipv4Addr, SocketAddrV4},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -143,21 +143,21 @@ impl Names {
     }
 
     /// A task by the name that the fast path has for it, or by its address.
-    fn task(&self, name: &str, at: SocketAddrV4) -> Option<String> {
+    fn task(&self, name: &str, at: SocketAddr) -> Option<String> {
         if !name.is_empty() {
             return Some(name.to_owned());
         }
-        let (name, _) = self.tasks.get(&IpAddr::V4(*at.ip()))?;
+        let (name, _) = self.tasks.get(&at.ip())?;
         Some(name.clone())
     }
 
     /// The other node that a task is on.
-    fn peer(&self, way: Way, task: SocketAddrV4) -> Option<String> {
+    fn peer(&self, way: Way, task: SocketAddr) -> Option<String> {
         match way {
             Way::Here => None,
             Way::Tunnel(node) => Some(self.node_at(node)),
             Way::Routed => {
-                let known = self.tasks.get(&IpAddr::V4(*task.ip()));
+                let known = self.tasks.get(&task.ip());
                 Some(known.map_or_else(|| "another node".to_owned(), |(_, node)| node.clone()))
             }
         }
@@ -180,7 +180,7 @@ struct Said {
     peer: Option<String>,
 }
 
-fn end(end: SocketAddrV4) -> String {
+fn end(end: SocketAddr) -> String {
     match end.port() {
         0 => end.ip().to_string(),
         _ => end.to_string(),

@@ -1,6 +1,6 @@
 //! Events become lines with names.
 
-use std::net::SocketAddrV4;
+use std::net::SocketAddr;
 
 use portolan_ebpf::{Ends, Target, Way};
 use portolan_model::Protocol;
@@ -9,7 +9,7 @@ use super::*;
 use crate::agent::views::testing;
 
 fn ends(from: &str, to: &str) -> Ends {
-    let end = |text: &str| text.parse::<SocketAddrV4>().unwrap();
+    let end = |text: &str| text.parse::<SocketAddr>().unwrap();
     Ends {
         from: end(from),
         to: end(to),
