@@ -260,6 +260,7 @@ impl Cluster {
                 network: network.name.clone(),
                 vni: network.vni,
                 subnet: network.subnet,
+                own_range: network.own_range,
                 gateway,
                 address: ip,
                 mac: MacAddress::of_address(ip),
