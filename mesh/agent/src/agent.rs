@@ -8,6 +8,7 @@ mod admin;
 mod bpf_fs;
 mod cgroup;
 mod command;
+mod docker;
 mod fast_path;
 mod health;
 mod http;
@@ -112,6 +113,7 @@ pub async fn run(config: Config) -> anyhow::Result<End> {
     let (snapshot_sender, snapshots) = watch::channel(empty);
     let (reason_sender, reasons) = watch::channel(Reasons::default());
     let (beat_sender, beat) = watch::channel(());
+    let (docker_watcher, docker) = docker::watcher(&config).unzip();
     let shared = Shared {
         config: Arc::clone(&config),
         gossip: gossip.clone(),
@@ -124,11 +126,13 @@ pub async fn run(config: Config) -> anyhow::Result<End> {
         leave,
         started: Instant::now(),
         beat: beat.clone(),
+        docker: docker.clone(),
         tracing: trace::Tracing::default(),
     };
     let wires = Wires {
         commands: command_inbox,
         snapshots: snapshot_sender,
+        docker: docker.clone(),
         reasons: reason_sender,
         beat: beat_sender,
     };
@@ -154,6 +158,16 @@ pub async fn run(config: Config) -> anyhow::Result<End> {
     parts.add(
         "joining",
         join::follow(gossip.clone(), unresolved, ends.clone()),
+    );
+    parts.add(
+        "Docker",
+        docker::follow(
+            docker_watcher,
+            docker,
+            gossip.clone(),
+            config.gossip_port,
+            ends.clone(),
+        ),
     );
     parts.add("the runner", runner.run());
     parts.add(

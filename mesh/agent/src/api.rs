@@ -64,6 +64,8 @@ pub struct Status {
     pub planes: Vec<PlaneRow>,
     /// What of the fast path is pinned, by name below `bpf_dir`; it goes on without an agent.
     pub pins: Vec<String>,
+    /// The Docker engine that is followed; `None` if none is.
+    pub docker: Option<DockerRow>,
     /// The MTU of the overlay.
     pub overlay_mtu: u32,
     /// Frontends served here.
@@ -72,6 +74,21 @@ pub struct Status {
     pub counts: Counts,
     /// Everything that is not as it should be, on this node or on an object of the cluster.
     pub problems: Vec<String>,
+}
+
+/// The Docker engine of a node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DockerRow {
+    /// Its socket.
+    pub socket: PathBuf,
+    /// `connecting`, `up`, `troubled`, `down`, or `absent`: there is none, and none was asked for.
+    pub state: String,
+    /// Why it is not up; empty if it is.
+    pub reason: String,
+    /// Its version; empty before it is known.
+    pub version: String,
+    /// Its part in a Swarm: `manager`, `worker`, or empty outside of one.
+    pub swarm: String,
 }
 
 /// How many objects the cluster has.
@@ -172,7 +189,8 @@ pub struct ServiceRow {
     pub endpoint_mode: String,
     /// Its VIPs: network and address.
     pub vips: Vec<(String, Ipv4Addr)>,
-    /// Its published ports, as `8080:80/tcp`; those in host mode end in ` (host)`.
+    /// Its published ports, as `8080:80/tcp`; those in host mode end in ` (host)`, those that Docker itself serves in
+    /// ` (host, by Docker)`, which managers of the Swarm know.
     pub ports: Vec<String>,
     /// Tasks that take new flows.
     pub healthy: usize,

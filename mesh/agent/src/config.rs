@@ -14,13 +14,13 @@ mod value;
 use std::{
     fmt,
     net::{IpAddr, SocketAddr},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use portolan_model::PlaneChoice;
 
 pub use flags::Flags;
-pub use key::{DEFAULT_SOCKET, Key};
+pub use key::{DEFAULT_DOCKER, DEFAULT_SOCKET, Key};
 pub use layer::{Layer, parse_env};
 pub(crate) use machine::reason;
 pub use machine::{Machine, ThisMachine};
@@ -59,6 +59,8 @@ pub struct Config {
     pub data_path_port: u16,
     /// Stack files that are applied at the start, in order.
     pub stacks: Vec<PathBuf>,
+    /// Whether a Docker engine is followed, and which.
+    pub docker: DockerChoice,
     /// Which plane is to forward. The relay serves whatever is chosen; with `Ebpf` it is a problem if the fast path
     /// cannot.
     pub plane: PlaneChoice,
@@ -78,6 +80,29 @@ pub struct Config {
     pub log: String,
     /// How many connections and UDP flows the relay carries at once; more are refused, and counted.
     pub max_connections: usize,
+}
+
+/// Which Docker engine is followed: what it and its Swarm run is served.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum DockerChoice {
+    /// The one at [`DEFAULT_DOCKER`], if there is one.
+    #[default]
+    Auto,
+    /// None.
+    Off,
+    /// The one at this unix socket; it is a problem if it does not answer.
+    At(PathBuf),
+}
+
+impl DockerChoice {
+    /// The socket of the engine that is followed.
+    pub fn socket(&self) -> Option<&Path> {
+        match self {
+            Self::Auto => Some(Path::new(DEFAULT_DOCKER)),
+            Self::Off => None,
+            Self::At(socket) => Some(socket),
+        }
+    }
 }
 
 /// How log lines look.

@@ -18,7 +18,8 @@ mod watch;
 pub use engine::EngineError;
 pub use observed::Observed;
 pub use translate::{
-    Finding, NetworkWanted, Origin, Place, ServiceWanted, TaskWanted, Wanted, translate,
+    Finding, NetworkWanted, Origin, Place, ServiceWanted, TaskWanted, Wanted, is_of_swarm,
+    is_same_state, translate,
 };
 pub use watch::{Known, Link, Seen, Watcher, watch};
 

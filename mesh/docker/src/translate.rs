@@ -19,6 +19,7 @@ use portolan_provider::Diagnostic;
 use crate::observed::{Kind, Observed};
 use network::Networks;
 pub(crate) use network::is_ours as is_our_driver;
+pub use version::{is_of_swarm, is_same_state};
 
 /// What follows from all that is known of one engine. Everything is in the order of its identity.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -240,6 +240,10 @@ impl Cluster {
         if !given("--plane") {
             command.args(["--plane", self.plane(node).word()]);
         }
+        if !given("--docker") {
+            // The machine's engine is no part of a test.
+            command.arg("--no-docker");
+        }
         if !given("--bpf-dir") {
             command.arg("--bpf-dir").arg(self.bpf_dir(node));
         }

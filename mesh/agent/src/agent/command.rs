@@ -44,7 +44,7 @@ impl Runner {
             Command::Attach(attach, reply) => self.attach(attach, reply),
             Command::RemoveTask(name, reply) => drop(reply.send(self.change(|r| {
                 let id = r.node.find_task(&name).map_err(one)?;
-                r.node.remove_task(&id);
+                r.node.end_task(&id).map_err(one)?;
                 Ok(id)
             }))),
             Command::DrainTask(name, reply) => drop(reply.send(self.change(|r| {

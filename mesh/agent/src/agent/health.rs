@@ -1,5 +1,5 @@
 //! Health checks of this node's tasks: a probe at an interval, `rise` successes to be healthy, `fall`
-//! failures not to be.
+//! failures not to be. A container of which nobody says when it is ready is tried until it listens.
 
 use std::{
     collections::BTreeMap,
@@ -8,7 +8,7 @@ use std::{
 };
 
 use portolan_model::{
-    HealthCheck, HealthProbe, INGRESS_NETWORK, Protocol, ProxyProtocol, Service, Snapshot, TaskId,
+    HealthCheck, HealthProbe, INGRESS_NETWORK, Protocol, ProxyProtocol, Service, TaskId,
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -18,17 +18,31 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use super::state::LocalState;
+use super::{node::Node, state::LocalTask};
 
 /// The longest status line that is read.
 const STATUS_LINE: u64 = 512;
+/// How soon a task that did not accept a connection is tried again, and how long it may take.
+const LISTENS_AGAIN: Duration = Duration::from_millis(50);
+const LISTENS_PATIENCE: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Target {
-    address: SocketAddr,
-    check: HealthCheck,
-    /// What the task expects before the request.
-    proxy_protocol: Option<ProxyProtocol>,
+    address: IpAddr,
+    question: Question,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Question {
+    /// Whether it is healthy, again and again.
+    Healthy {
+        port: u16,
+        check: HealthCheck,
+        /// What the task expects before the request.
+        proxy_protocol: Option<ProxyProtocol>,
+    },
+    /// Whether it accepts connections at one of these ports, until it does.
+    Listening(Vec<u16>),
 }
 
 /// The checks that run.
@@ -53,33 +67,14 @@ impl HealthChecks {
         }
     }
 
-    /// Checks exactly the tasks of this node whose services ask for it.
-    pub(super) fn set(
-        &mut self,
-        state: &LocalState,
-        snapshot: &Snapshot,
-        attached: impl Fn(&TaskId) -> bool,
-    ) {
-        let wanted: BTreeMap<TaskId, Target> = state
-            .tasks
-            .values()
-            // Before that a failure would say nothing of the task.
-            .filter(|task| attached(&task.id))
-            .filter_map(|task| {
-                let service = &snapshot.services.get(task.service.as_ref()?)?.service;
-                let check = service.health.clone()?;
-                let endpoint = task
-                    .endpoints
-                    .iter()
-                    .find(|e| e.network.as_str() == INGRESS_NETWORK)
-                    .or_else(|| task.endpoints.first())?;
-                let target = Target {
-                    address: SocketAddr::new(endpoint.ip, port(service, &check.probe)?),
-                    proxy_protocol: proxy_protocol(service, &check.probe),
-                    check,
-                };
-                Some((task.id.clone(), target))
-            })
+    /// Checks exactly the tasks of this node whose services ask for it, and those of which nobody else says when
+    /// they are ready.
+    pub(super) fn set(&mut self, node: &Node) {
+        let tasks = node.state().tasks.values();
+        // Before it is attached a failure would say nothing of the task.
+        let attached = tasks.filter(|task| node.is_attached(&task.id));
+        let wanted: BTreeMap<TaskId, Target> = attached
+            .filter_map(|task| Some((task.id.clone(), target(node, task)?)))
             .collect();
         self.running.retain(|id, (target, check)| {
             let stays = wanted.get(id) == Some(target);
@@ -91,7 +86,7 @@ impl HealthChecks {
         for (id, target) in wanted {
             if !self.running.contains_key(&id) {
                 let found = self.report.clone();
-                let check = self.checks.spawn(watch(id.clone(), target.clone(), found));
+                let check = self.checks.spawn(ask(id.clone(), target.clone(), found));
                 self.running.insert(id, (target, check));
             }
         }
@@ -106,6 +101,28 @@ impl HealthChecks {
             None => std::future::pending().await,
         }
     }
+}
+
+fn target(node: &Node, task: &LocalTask) -> Option<Target> {
+    let service = &node.snapshot().services.get(task.service.as_ref()?)?.service;
+    let mut endpoints = task.endpoints.iter();
+    let endpoint = endpoints
+        .find(|e| e.network.as_str() == INGRESS_NETWORK)
+        .or_else(|| task.endpoints.first())?;
+    let question = match &service.health {
+        Some(check) => Question::Healthy {
+            port: port(service, &check.probe)?,
+            proxy_protocol: proxy_protocol(service, &check.probe),
+            check: check.clone(),
+        },
+        None => Question::Listening(
+            Some(node.awaited_ports(task)).filter(|ports| !ports.is_empty())?,
+        ),
+    };
+    Some(Target {
+        address: endpoint.ip,
+        question,
+    })
 }
 
 /// The port to be asked: the probe's own, or the first TCP port that the service publishes.
@@ -141,15 +158,51 @@ fn own_connection(version: ProxyProtocol) -> &'static [u8] {
     }
 }
 
-/// Checks one task for as long as it runs, and reports each change.
-async fn watch(id: TaskId, target: Target, found: mpsc::Sender<(TaskId, bool)>) {
-    let check = &target.check;
+/// Asks one task for as long as it runs, or until it has answered, and reports each change.
+async fn ask(id: TaskId, target: Target, found: mpsc::Sender<(TaskId, bool)>) {
+    match target.question {
+        Question::Healthy {
+            port,
+            check,
+            proxy_protocol,
+        } => {
+            let address = SocketAddr::new(target.address, port);
+            watch(id, address, check, proxy_protocol, found).await;
+        }
+        Question::Listening(ports) => {
+            while !accepts(target.address, &ports).await {
+                tokio::time::sleep(LISTENS_AGAIN).await;
+            }
+            // The runner may have ended; then nobody wants to know.
+            drop(found.send((id, true)).await);
+        }
+    }
+}
+
+async fn accepts(address: IpAddr, ports: &[u16]) -> bool {
+    for port in ports {
+        let connect = TcpStream::connect((address, *port));
+        if matches!(timeout(LISTENS_PATIENCE, connect).await, Ok(Ok(_))) {
+            return true;
+        }
+    }
+    false
+}
+
+async fn watch(
+    id: TaskId,
+    address: SocketAddr,
+    check: HealthCheck,
+    proxy_protocol: Option<ProxyProtocol>,
+    found: mpsc::Sender<(TaskId, bool)>,
+) {
     let interval = Duration::from_millis(u64::from(check.interval_ms.max(10)));
     let patience = Duration::from_millis(u64::from(check.timeout_ms.max(1)));
     let (mut healthy, mut run) = (None, (false, 0_u8));
     let mut at = Instant::now();
     loop {
-        let passed = matches!(timeout(patience, probe(&target)).await, Ok(Ok(true)));
+        let probe = probe(address, &check.probe, proxy_protocol);
+        let passed = matches!(timeout(patience, probe).await, Ok(Ok(true)));
         run = if run.0 == passed {
             (passed, run.1.saturating_add(1))
         } else {
@@ -168,13 +221,16 @@ async fn watch(id: TaskId, target: Target, found: mpsc::Sender<(TaskId, bool)>) 
 }
 
 /// Whether the task answers as it should.
-async fn probe(target: &Target) -> std::io::Result<bool> {
-    let address = target.address;
+async fn probe(
+    address: SocketAddr,
+    probe: &HealthProbe,
+    proxy_protocol: Option<ProxyProtocol>,
+) -> std::io::Result<bool> {
     let mut stream = TcpStream::connect(address).await?;
-    let HealthProbe::Http { path, status, .. } = &target.check.probe else {
+    let HealthProbe::Http { path, status, .. } = probe else {
         return Ok(true);
     };
-    if let Some(version) = target.proxy_protocol {
+    if let Some(version) = proxy_protocol {
         stream.write_all(own_connection(version)).await?;
     }
     let host = match address.ip() {
@@ -239,12 +295,7 @@ mod tests {
         let (found, mut news) = mpsc::channel(8);
         let id: TaskId = "t1".parse().unwrap();
         let mut checks = JoinSet::new();
-        let target = Target {
-            address,
-            check,
-            proxy_protocol: None,
-        };
-        checks.spawn(watch(id.clone(), target, found));
+        checks.spawn(watch(id.clone(), address, check, None, found));
         let mut asked = 0;
         let mut answer = async |text: &str| {
             let (mut stream, _) = listener.accept().await.unwrap();
@@ -295,11 +346,7 @@ mod tests {
             ),
         ] {
             service.proxy_protocol = Some(version);
-            let target = Target {
-                address,
-                check: check.clone(),
-                proxy_protocol: proxy_protocol(&service, &check.probe),
-            };
+            let expected = proxy_protocol(&service, &check.probe);
             let task = async {
                 let (mut stream, _) = listener.accept().await.unwrap();
                 let mut begin = vec![0; header.len()];
@@ -307,7 +354,7 @@ mod tests {
                 assert_eq!(begin, header);
                 stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
             };
-            let (passed, ()) = tokio::join!(probe(&target), task);
+            let (passed, ()) = tokio::join!(probe(address, &check.probe, expected), task);
             assert!(passed.unwrap());
         }
     }

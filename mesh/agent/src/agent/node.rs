@@ -6,6 +6,7 @@
 
 mod claim;
 mod declare;
+mod docker;
 mod follow;
 mod tasks;
 
@@ -20,6 +21,7 @@ use portolan_model::{
     TaskId, TaskState,
 };
 
+pub(super) use docker::Finding;
 pub(super) use tasks::{AttachState, Wanted};
 
 use super::state::{LocalState, LocalTask};
@@ -55,6 +57,9 @@ pub(super) struct Node {
     /// The address given last on each network: one that was just given up is not given again at once,
     /// as others may not have heard of it yet.
     given: BTreeMap<NetworkName, Ipv4Addr>,
+    /// What the Docker engine said last, and what of it this node cannot do.
+    docker: Option<Arc<portolan_docker::Known>>,
+    docker_refusals: Vec<Finding>,
     snapshot: Arc<Snapshot>,
     /// The revision of the catalog that the snapshot is made of.
     revision: Option<u64>,
@@ -85,6 +90,8 @@ impl Node {
             settled: false,
             attach,
             given: BTreeMap::new(),
+            docker: None,
+            docker_refusals: Vec::new(),
             snapshot: Arc::new(Snapshot::empty(id)),
             revision: None,
             refreshed_ms: 0,
@@ -158,6 +165,7 @@ impl Node {
             self.rebuild(now_ms);
             self.settle(now_ms);
             let before = self.state.clone();
+            self.follow_docker(now_ms);
             self.follow_declarations(now_ms);
             self.trust_unchecked();
             self.expire(now_ms);
@@ -262,10 +270,17 @@ impl Node {
     }
 
     fn task_state(&self, task: &LocalTask) -> TaskState {
-        if task.drain_until_ms.is_some() {
+        let docker = task.docker.as_ref().map(|docker| docker.state);
+        if task.drain_until_ms.is_some() || docker == Some(TaskState::Draining) {
             return TaskState::Draining;
         }
         if self.attach.get(&task.id) != Some(&AttachState::Attached) {
+            return TaskState::Starting;
+        }
+        if let Some(state @ (TaskState::Starting | TaskState::Unhealthy)) = docker {
+            return state;
+        }
+        if !self.awaited_ports(task).is_empty() {
             return TaskState::Starting;
         }
         match (self.health_check(task), task.healthy) {

@@ -8,8 +8,9 @@ use std::{
 };
 
 use bytes::Bytes;
+use portolan_docker::{Known, Seen};
 use portolan_gossip::{Gossip, Owner, View};
-use portolan_model::{NodeId, Record, RecordKey, Snapshot, TaskId};
+use portolan_model::{NodeId, Record, RecordKey, ServiceId, Snapshot, TaskId};
 use portolan_overlay::{AttachEndpoint, Attachment, NetnsRef};
 use tokio::{
     sync::{mpsc, watch},
@@ -22,7 +23,7 @@ use super::{
     node::{AttachState, Node, Wanted},
     overlay_thread::OverlayHandle,
     plane_thread::PlaneHandle,
-    state::{LocalState, StateDir},
+    state::{LocalState, LocalTask, StateDir},
 };
 use crate::api::{Apply, Place};
 
@@ -34,6 +35,10 @@ const ATTACH_RETRY: Duration = Duration::from_millis(500);
 pub(super) struct Reasons {
     /// Why tasks of this node are not in rotation.
     pub tasks: BTreeMap<TaskId, String>,
+    /// Why tasks of this node's Docker engine are not in rotation, which need not be wrong.
+    pub containers: BTreeMap<TaskId, String>,
+    /// What is wrong with services as Docker asks for them.
+    pub services: BTreeMap<ServiceId, Vec<String>>,
     /// What else is wrong.
     pub problems: Vec<String>,
 }
@@ -41,6 +46,8 @@ pub(super) struct Reasons {
 /// The ends of the runner's channels.
 pub(super) struct Wires {
     pub commands: mpsc::Receiver<Command>,
+    /// What is seen of the Docker engine; `None` if none is followed.
+    pub docker: Option<watch::Receiver<Seen>>,
     pub snapshots: watch::Sender<Arc<Snapshot>>,
     pub reasons: watch::Sender<Reasons>,
     pub beat: watch::Sender<()>,
@@ -150,6 +157,7 @@ impl Runner {
                     Some(command) => self.command(command),
                     None => return Ok(()),
                 },
+                known = news(&mut self.wires.docker) => self.node.set_docker(known),
                 changed = overlay.changed() => {
                     changed.map_err(|_| anyhow::anyhow!("the overlay's thread has ended"))?;
                 }
@@ -175,7 +183,9 @@ impl Runner {
     /// Removes the tasks of processes that ended while no agent ran: their numbers may be others' by now.
     fn forget_ended_processes(&mut self) {
         let tasks: Vec<_> = self.node.state().tasks.values().cloned().collect();
-        for task in tasks.iter().filter(|task| task.file.is_none()) {
+        // Of a container's process Docker tells.
+        let others = |task: &&LocalTask| task.file.is_none() && task.docker.is_none();
+        for task in tasks.iter().filter(others) {
             if matches!(task.place, Place::Pid(_))
                 && command::pid_started(&task.place) != task.pid_started
             {
@@ -209,10 +219,7 @@ impl Runner {
         self.save_problem = self.save().err();
         self.publish();
         self.attach_and_detach();
-        let states = self.node.attach_states();
-        let attached = |task: &TaskId| states.get(task) == Some(&AttachState::Attached);
-        self.health
-            .set(self.node.state(), self.node.snapshot(), attached);
+        self.health.set(&self.node);
         self.tell_reasons();
         self.wires.beat.send_replace(());
     }
@@ -461,12 +468,24 @@ impl Runner {
         });
         let stacks = self.pending_stacks.iter().flat_map(|stack| &stack.problems);
         let own = self.save_problem.iter().chain(&self.publish_problems);
+        let mut services: BTreeMap<ServiceId, Vec<String>> = BTreeMap::new();
+        let mut engine = Vec::new();
+        for finding in self.node.docker_findings() {
+            match finding.service {
+                Some(id) => services.entry(id).or_default().push(finding.text),
+                None => engine.push(finding.text),
+            }
+        }
+        let tasks = self.node.state().tasks.keys();
+        let containers = tasks.filter_map(|id| Some((id.clone(), self.node.why_waiting(id)?)));
         let reasons = Reasons {
             tasks: lacking
                 .chain(self.incomplete.clone())
                 .chain(pending)
                 .collect(),
-            problems: own.chain(stacks).cloned().collect(),
+            containers: containers.collect(),
+            services,
+            problems: own.chain(stacks).chain(&engine).cloned().collect(),
         };
         self.wires.reasons.send_if_modified(|present| {
             let changed = *present != reasons;
@@ -474,6 +493,18 @@ impl Runner {
             changed
         });
     }
+}
+
+/// What the Docker engine says next. Pending for ever if none is followed, or if it is not followed any more.
+async fn news(docker: &mut Option<watch::Receiver<Seen>>) -> Arc<Known> {
+    if let Some(docker) = docker {
+        while docker.changed().await.is_ok() {
+            if let Some(known) = docker.borrow_and_update().known.clone() {
+                return known;
+            }
+        }
+    }
+    std::future::pending().await
 }
 
 fn decode(owner: NodeId, key: &[u8], value: &[u8]) -> Option<Record> {

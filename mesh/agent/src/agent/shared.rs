@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, sync::Arc, time::Instant};
 
 use portolan_dns::DnsServer;
+use portolan_docker::Seen;
 use portolan_gossip::{Gossip, View};
 use portolan_model::{PlaneChoice, Snapshot};
 use tokio::sync::{mpsc, watch};
@@ -32,6 +33,8 @@ pub(super) struct Shared {
     pub started: Instant,
     /// Changes at least once a second while the runner is alive.
     pub beat: watch::Receiver<()>,
+    /// What is seen of the Docker engine; `None` if none is followed.
+    pub docker: Option<watch::Receiver<Seen>>,
     pub tracing: Tracing,
 }
 
@@ -51,6 +54,11 @@ impl Shared {
     /// The state of the world.
     pub(super) fn snapshot(&self) -> Arc<Snapshot> {
         Arc::clone(&self.snapshots.borrow())
+    }
+
+    /// What is seen of the Docker engine.
+    pub(super) fn docker_seen(&self) -> Option<Seen> {
+        self.docker.as_ref().map(|seen| seen.borrow().clone())
     }
 
     /// How the overlay stands.

@@ -12,7 +12,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use portolan_model::{Endpoint, Network, NetworkName, Service, ServiceId, Slice, TaskId};
+use portolan_model::{Endpoint, Network, NetworkName, Service, ServiceId, Slice, TaskId, TaskState};
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
@@ -39,11 +39,39 @@ pub(super) struct LocalTask {
     pub endpoints: Vec<Endpoint>,
     /// The stack file that holds it; such a task waits for its namespace, others go with it.
     pub file: Option<String>,
+    /// What Docker says of it; `None` if Docker does not run it.
+    #[serde(default)]
+    pub docker: Option<DockerTask>,
     /// What its health checks found last, which holds over a restart of the agent; `None` before the first.
     #[serde(default)]
     pub healthy: Option<bool>,
     /// When its drain ends, Unix milliseconds; it is removed then.
     pub drain_until_ms: Option<u64>,
+}
+
+/// What Docker says of a task that is a container of its.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct DockerTask {
+    /// The container's name.
+    pub name: String,
+    /// When it was started last, Unix milliseconds.
+    pub started_ms: u64,
+    /// The endpoints that Docker has given addresses and interfaces; they are not attached once more.
+    pub given: Vec<Endpoint>,
+    /// Whether it may get flows, as far as Docker knows.
+    pub state: TaskState,
+    /// Whether a HEALTHCHECK stands behind the state.
+    pub checked: bool,
+    /// Why it is not in rotation.
+    pub reason: Option<String>,
+}
+
+/// What this node's Docker engine has declared, by name: the identity of the engine in its Swarm, `None` for what it
+/// declares alone. What is not wanted any more is removed by who declared it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct DockerDeclared {
+    pub services: BTreeMap<ServiceId, Option<String>>,
+    pub networks: BTreeMap<NetworkName, Option<String>>,
 }
 
 /// The slices held on one network.
@@ -70,6 +98,9 @@ pub(super) struct LocalState {
     /// The names of the members of the cluster, this node among them.
     #[serde(default)]
     pub nodes: BTreeSet<String>,
+    /// What the Docker engine of this node has declared.
+    #[serde(default)]
+    pub docker: DockerDeclared,
     /// Stack files applied at the start, by path: the SHA-256 of what was applied.
     pub stack_files: BTreeMap<String, String>,
 }
@@ -85,6 +116,7 @@ impl Default for LocalState {
             tasks: BTreeMap::new(),
             slices: BTreeMap::new(),
             nodes: BTreeSet::new(),
+            docker: DockerDeclared::default(),
             stack_files: BTreeMap::new(),
         }
     }

@@ -1,6 +1,7 @@
 //! What the agent shows of itself and of the cluster: the rows of the admin API, as pure functions of
 //! [`Facts`].
 
+mod docker;
 mod planes;
 mod rows;
 
@@ -10,6 +11,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use portolan_docker::Seen;
 use portolan_gossip::{KeyId, Member, MemberState, View};
 use portolan_model::{NodeState, Snapshot};
 
@@ -36,6 +38,8 @@ pub(super) struct Facts {
     pub overlay: OverlayStanding,
     /// How the planes stand; `None` until they were given a snapshot.
     pub planes: Option<PlanesStanding>,
+    /// What is seen of the Docker engine; `None` if none is followed.
+    pub docker: Option<Seen>,
     pub dns_problems: Vec<String>,
     /// The key that gossip is sent with; `None` without keys.
     pub key: Option<KeyId>,
@@ -57,6 +61,7 @@ impl Facts {
             reasons: shared.reasons(),
             overlay: shared.overlay_standing(),
             planes: shared.plane_standing(),
+            docker: shared.docker_seen(),
             dns_problems: shared.dns.problems(),
             key: keys.iter().find(|key| key.primary).map(|key| key.id),
             waiting_for: shared
@@ -87,6 +92,7 @@ impl Facts {
                 .as_ref()
                 .map(|planes| planes.fast.pins.clone())
                 .unwrap_or_default(),
+            docker: self.docker(),
             overlay_mtu: self.overlay.mtu,
             ports: self.ports(),
             counts: Counts {
@@ -123,6 +129,7 @@ impl Facts {
     /// Everything that is not as it should be: of the node itself first, then members, then objects.
     pub(super) fn problems(&self) -> Vec<String> {
         let mut problems = self.reasons.problems.clone();
+        problems.extend(self.docker_problem());
         problems.extend(self.overlay.problems.iter().cloned());
         problems.extend(self.plane_problems());
         problems.extend(self.dns_problems.iter().cloned());
@@ -153,7 +160,8 @@ impl Facts {
         }));
         problems.extend(self.snapshot.services.values().flat_map(|view| {
             let declared = view.problems.iter().map(ToString::to_string);
-            let all = declared.chain(self.without_tasks(view));
+            let asked = self.asked_wrongly(view).iter().cloned();
+            let all = declared.chain(asked).chain(self.without_tasks(view));
             all.map(|problem| format!("service {}: {problem}", view.service.name))
         }));
         problems

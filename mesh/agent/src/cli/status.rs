@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::table::{Paint, Table, duration, shorten};
-use crate::api::{PortRow, Status};
+use crate::api::{DockerRow, PortRow, Status};
 
 /// How many ports and problems are shown; the rest is counted. The lists have them all.
 const SHOWN: usize = 15;
@@ -67,6 +67,9 @@ pub(crate) fn screen(status: &Status, paint: Paint) -> String {
             count(counts.tasks, "task")
         ),
     );
+    if let Some(docker) = &status.docker {
+        line("Docker", self::docker(docker, paint));
+    }
     line("Overlay", format!("MTU {}", status.overlay_mtu));
     for plane in &status.planes {
         let standing = if plane.serving {
@@ -88,6 +91,25 @@ pub(crate) fn screen(status: &Status, paint: Paint) -> String {
     ports(&mut text, &status.ports, paint);
     problems(&mut text, &status.problems, paint);
     text
+}
+
+fn docker(docker: &DockerRow, paint: Paint) -> String {
+    let socket = docker.socket.display();
+    let version = match docker.version.as_str() {
+        "" => String::new(),
+        version => format!(" {version}"),
+    };
+    let swarm = match docker.swarm.as_str() {
+        "" => String::new(),
+        part => format!(", {part} of a Swarm"),
+    };
+    let engine = format!("engine{version} at {socket}{swarm}");
+    match docker.state.as_str() {
+        "up" => format!("{engine}, {}", paint.good("up")),
+        "absent" => "none".to_owned(),
+        "connecting" => format!("{engine}, connecting"),
+        state => format!("{engine}, {}: {}", paint.bad(state), docker.reason),
+    }
 }
 
 fn ports(text: &mut String, ports: &[PortRow], paint: Paint) {
@@ -186,6 +208,7 @@ mod tests {
                 frontends: 21,
             }],
             pins: ["v1/flows", "v1/from_mesh-3"].map(Into::into).into(),
+            docker: None,
             overlay_mtu: 1450,
             ports,
             counts: Counts {

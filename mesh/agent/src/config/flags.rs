@@ -7,6 +7,8 @@ use super::{
     layer::{Entry, Layer, Origin, Value, split},
 };
 
+const NO_DOCKER: &str = "no-docker";
+
 /// What the command line says of the configuration, `--socket` aside, which belongs to every command.
 #[derive(Debug, Clone, Default)]
 pub struct Flags(pub Layer);
@@ -26,8 +28,18 @@ fn arg(key: Key) -> Arg {
             .num_args(0..=1)
             .require_equals(true)
             .default_missing_value("true"),
+        Shape::TextOrSwitch => arg.num_args(0..=1).default_missing_value("true"),
         Shape::Text | Shape::Number => arg.allow_hyphen_values(true),
     }
+}
+
+/// The other word for `--docker=false`.
+fn no_docker() -> Arg {
+    Arg::new(NO_DOCKER)
+        .long(NO_DOCKER)
+        .action(ArgAction::SetTrue)
+        .conflicts_with(id(Key::Docker))
+        .help("Leave the Docker engine of this machine alone")
 }
 
 fn keys() -> impl Iterator<Item = Key> {
@@ -36,7 +48,7 @@ fn keys() -> impl Iterator<Item = Key> {
 
 impl Args for Flags {
     fn augment_args(command: Command) -> Command {
-        command.args(keys().map(arg))
+        command.args(keys().map(arg)).arg(no_docker())
     }
 
     fn augment_args_for_update(command: Command) -> Command {
@@ -65,6 +77,9 @@ impl FromArgMatches for Flags {
                 })
                 .collect();
             self.0.entries.insert(key, Entry { values, origin });
+        }
+        if matches.get_flag(NO_DOCKER) {
+            self.0.set_flag(Key::Docker, "false");
         }
         Ok(())
     }

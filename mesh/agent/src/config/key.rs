@@ -3,6 +3,9 @@
 /// Where the admin API listens unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/portolan/portolan.sock";
 
+/// Where a Docker engine listens unless told otherwise.
+pub const DEFAULT_DOCKER: &str = "/var/run/docker.sock";
+
 /// A key of the configuration. In the file it is [`Key::name`], in the environment [`Key::variable`], and
 /// on the command line [`Key::flag`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -31,6 +34,8 @@ pub enum Key {
     DataPathPort,
     /// Stack files applied at the start.
     Stack,
+    /// The Docker engine.
+    Docker,
     /// The plane asked for.
     Plane,
     /// Where the fast path is pinned.
@@ -58,13 +63,15 @@ pub(crate) enum Shape {
     Number,
     /// `true` or `false`; as a flag without a value, `true`.
     Switch,
+    /// `true`, `false` or a string; as a flag without a value, `true`.
+    TextOrSwitch,
     /// Strings; from the environment and in one flag, separated by commas.
     List,
 }
 
 impl Key {
     /// Every key, in the order of the help.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::Name,
         Self::Advertise,
         Self::GossipPort,
@@ -77,6 +84,7 @@ impl Key {
         Self::Http,
         Self::DataPathPort,
         Self::Stack,
+        Self::Docker,
         Self::Plane,
         Self::BpfDir,
         Self::FastPathFlows,
@@ -102,6 +110,7 @@ impl Key {
             Self::Http => "http",
             Self::DataPathPort => "data_path_port",
             Self::Stack => "stack",
+            Self::Docker => "docker",
             Self::Plane => "plane",
             Self::BpfDir => "bpf_dir",
             Self::FastPathFlows => "fast_path_flows",
@@ -132,6 +141,7 @@ impl Key {
             | Self::DnsPort
             | Self::MaxConnections => Shape::Number,
             Self::Insecure => Shape::Switch,
+            Self::Docker => Shape::TextOrSwitch,
             Self::Join | Self::Stack | Self::DnsUpstream => Shape::List,
             Self::Name
             | Self::Advertise
@@ -157,7 +167,7 @@ impl Key {
             Self::KeyFile | Self::Stack => "FILE",
             Self::Insecure => "BOOL",
             Self::StateDir | Self::BpfDir => "DIR",
-            Self::Socket => "PATH",
+            Self::Socket | Self::Docker => "PATH",
             Self::Http => "IP:PORT",
             Self::Plane => "PLANE",
             Self::DnsUpstream => "IP[:PORT],...",
@@ -174,7 +184,7 @@ impl Key {
             Self::Advertise => {
                 "This machine's address for other nodes [default: its only global one]"
             }
-            Self::GossipPort => "UDP and TCP port of gossip [default: 7946]",
+            Self::GossipPort => "UDP and TCP port of gossip [default: 7946; beside Docker 7956]",
             Self::Join => "Other members, by address or name; none for the first node",
             Self::KeyFile => {
                 "The gossip keys, one to a line, closed to others (see `portolan keygen`)"
@@ -184,8 +194,11 @@ impl Key {
             Self::StateDir => "What survives a restart [default: /var/lib/portolan]",
             Self::Socket => "The agent's admin socket [default: /run/portolan/portolan.sock]",
             Self::Http => "Metrics, health and the status page [default: 127.0.0.1:7947]",
-            Self::DataPathPort => "UDP port of the overlay, the same on all nodes [default: 4789]",
+            Self::DataPathPort => "UDP port of the overlay, the same on all nodes [default: 4789; beside Docker 4799]",
             Self::Stack => "Stack file to apply at the start; may be given again",
+            Self::Docker => {
+                "Follow the Docker engine at this socket [default: /var/run/docker.sock, if it is there]"
+            }
             Self::Plane => "What forwards: auto, ebpf or relay [default: auto]",
             Self::BpfDir => "Where the fast path is pinned [default: /sys/fs/bpf/portolan]",
             Self::FastPathFlows => "Flows that the fast path knows at once [default: 524288]",

@@ -13,6 +13,8 @@ pub trait Machine {
     fn host_name(&self) -> Option<String>;
     /// All its addresses, each with the name of the interface.
     fn addresses(&self) -> Vec<(String, IpAddr)>;
+    /// Whether there is anything at a path.
+    fn exists(&self, path: &Path) -> bool;
     /// The text of a file, and its permission bits.
     fn read(&self, file: &Path) -> io::Result<(String, u32)>;
 }
@@ -44,6 +46,10 @@ impl Machine for ThisMachine {
         addresses.sort();
         addresses.dedup();
         addresses
+    }
+
+    fn exists(&self, path: &Path) -> bool {
+        path.exists()
     }
 
     fn read(&self, file: &Path) -> io::Result<(String, u32)> {

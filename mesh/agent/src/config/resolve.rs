@@ -3,15 +3,15 @@
 use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use portolan_ebpf::OpenOptions;
 use portolan_model::PlaneChoice;
 
 use super::{
-    Config, ConfigProblem, LogFormat,
-    key::{DEFAULT_SOCKET, Key},
+    Config, ConfigProblem, DockerChoice, LogFormat,
+    key::{DEFAULT_DOCKER, DEFAULT_SOCKET, Key},
     layer::{Entry, Fault, Layer, Origin, Value},
     machine::{Machine, check_key_file, is_foreign, reason},
     value::{self, Seed},
@@ -40,6 +40,34 @@ pub fn resolve(
     }
 }
 
+/// The ports of a node that is given none.
+struct Ports {
+    gossip: u16,
+    data_path: u16,
+}
+
+impl Ports {
+    /// A Swarm's own gossip and overlay have 7946 and 4789, on each of its nodes, now or later.
+    fn beside(docker: Option<&DockerChoice>, machine: &impl Machine) -> Self {
+        let there = match docker {
+            Some(DockerChoice::At(_)) => true,
+            Some(DockerChoice::Auto) => machine.exists(Path::new(DEFAULT_DOCKER)),
+            Some(DockerChoice::Off) | None => false,
+        };
+        if there {
+            Self {
+                gossip: 7956,
+                data_path: 4799,
+            }
+        } else {
+            Self {
+                gossip: 7946,
+                data_path: 4789,
+            }
+        }
+    }
+}
+
 struct Reader {
     entries: BTreeMap<Key, Entry>,
     problems: Vec<ConfigProblem>,
@@ -50,8 +78,10 @@ impl Reader {
     fn config(&mut self, machine: &impl Machine) -> Option<Config> {
         let name = self.name(machine);
         let advertise = self.advertise(machine);
-        let gossip_port = self.one(Key::GossipPort, 7946, value::port);
-        let join = self.join(gossip_port.unwrap_or(7946));
+        let docker = self.one(Key::Docker, DockerChoice::Auto, value::docker);
+        let ports = Ports::beside(docker.as_ref(), machine);
+        let gossip_port = self.one(Key::GossipPort, ports.gossip, value::port);
+        let join = self.join(gossip_port.unwrap_or(ports.gossip));
         let key_file = self.one(Key::KeyFile, None, |text| {
             let file = value::path(text)?;
             check_key_file(machine, &file)?;
@@ -66,7 +96,7 @@ impl Reader {
             SocketAddr::from(([127, 0, 0, 1], 7947)),
             value::listen,
         );
-        let data_path_port = self.one(Key::DataPathPort, 4789, value::port);
+        let data_path_port = self.one(Key::DataPathPort, ports.data_path, value::port);
         let stacks = self.stacks(machine);
         let plane = self.one(Key::Plane, PlaneChoice::Auto, value::plane);
         let bpf_dir = self.one(
@@ -124,6 +154,7 @@ impl Reader {
             http: http?,
             data_path_port: data_path_port?,
             stacks: stacks?,
+            docker: docker?,
             plane: plane?,
             bpf_dir: bpf_dir?,
             fast_path_flows: fast_path_flows?,

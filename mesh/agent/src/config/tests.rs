@@ -41,6 +41,11 @@ impl Machine for Fake {
         self.addresses.clone()
     }
 
+    fn exists(&self, path: &Path) -> bool {
+        path.to_str()
+            .is_some_and(|path| self.files.contains_key(path))
+    }
+
     fn read(&self, file: &Path) -> io::Result<(String, u32)> {
         let found = file.to_str().and_then(|file| self.files.get(file));
         found.cloned().ok_or(io::ErrorKind::NotFound.into())

@@ -126,6 +126,10 @@ fn read(key: Key, value: &Spanned<DeValue<'_>>, lines: &Lines<'_>) -> Result<Vec
             Shape::Text => format!("give it text in quotes: {} = \"...\"", key.name()),
             Shape::Number => format!("give it a whole number without quotes: {} = 1", key.name()),
             Shape::Switch => format!("give it true or false: {} = true", key.name()),
+            Shape::TextOrSwitch => format!(
+                "give it text in quotes, true or false: {} = \"...\"",
+                key.name()
+            ),
             Shape::List => format!("give it a list of texts: {} = [\"...\"]", key.name()),
         };
         Fault::new(format!("takes no {}", value.get_ref().type_str()), wanted)
@@ -134,14 +138,14 @@ fn read(key: Key, value: &Spanned<DeValue<'_>>, lines: &Lines<'_>) -> Result<Vec
 
 fn scalar(value: &DeValue<'_>, shape: Shape) -> Option<String> {
     match (shape, value) {
-        (Shape::Text | Shape::List, DeValue::String(text)) => Some(text.to_string()),
+        (Shape::Text | Shape::TextOrSwitch | Shape::List, DeValue::String(text)) => Some(text.to_string()),
         (Shape::Number, DeValue::Integer(number)) => {
             // The parser keeps digits without their radix; `0x10` must not be read as ten.
             i64::from_str_radix(number.as_str(), number.radix())
                 .ok()
                 .map(|number| number.to_string())
         }
-        (Shape::Switch, DeValue::Boolean(switch)) => Some(switch.to_string()),
+        (Shape::Switch | Shape::TextOrSwitch, DeValue::Boolean(switch)) => Some(switch.to_string()),
         _ => None,
     }
 }

@@ -9,7 +9,8 @@ use std::{
 use portolan_model::{PlaneChoice, TaskId};
 
 use super::{
-    LogFormat,
+    DockerChoice, LogFormat,
+    key::DEFAULT_DOCKER,
     layer::{Fault, nearest, quoted},
 };
 
@@ -193,6 +194,27 @@ pub(crate) fn switch(text: &str) -> Parsed<bool> {
             format!("{} is neither true nor false", quoted(text)),
             "give true or false",
         )),
+    }
+}
+
+/// A Docker engine: its socket, whether there is one, or `auto`.
+pub(crate) fn docker(text: &str) -> Parsed<DockerChoice> {
+    if text == "auto" {
+        return Ok(DockerChoice::Auto);
+    }
+    match switch(text) {
+        Ok(true) => Ok(DockerChoice::At(DEFAULT_DOCKER.into())),
+        Ok(false) => Ok(DockerChoice::Off),
+        Err(_) => {
+            let path = text.strip_prefix("unix://").unwrap_or(text);
+            if !path.starts_with('/') {
+                return Err(Fault::new(
+                    format!("{} is no unix socket", quoted(text)),
+                    "give the whole path of the engine's socket, or true, false or auto",
+                ));
+            }
+            Ok(DockerChoice::At(socket(path)?))
+        }
     }
 }
 

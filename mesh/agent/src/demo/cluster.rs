@@ -143,7 +143,7 @@ impl Cluster {
                 .arg(dir.join("state"))
                 .arg("--socket")
                 .arg(&agent.socket)
-                .args(["--plane", "auto"])
+                .args(["--plane", "auto", "--no-docker"])
                 .arg("--bpf-dir")
                 .arg(dir.join("bpf"));
             if !others.is_empty() {

@@ -12,7 +12,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use portolan_agent::config::{Config, LogFormat};
+use portolan_agent::config::{Config, DockerChoice, LogFormat};
 use portolan_model::PlaneChoice;
 use portolan_testbed::{Lab, Node, wait_until};
 use serde_json::{Value, json};
@@ -94,6 +94,7 @@ impl Agent {
             http: HTTP.into(),
             data_path_port: 4789,
             stacks: Vec::new(),
+            docker: DockerChoice::Off,
             plane: PlaneChoice::Auto,
             fast_path_flows: 4096,
             bpf_dir: node.dir().join("bpf"),

@@ -12,6 +12,17 @@ pub(super) fn of_swarm(index: u64) -> u64 {
     SWARM + (index.min((1 << (62 - ROOM)) - 1) << ROOM)
 }
 
+/// Whether a version is that of an object of a Swarm, or of what an agent has made of it: then the Swarm alone gives
+/// its addresses.
+pub fn is_of_swarm(version: u64) -> bool {
+    version >= SWARM
+}
+
+/// Whether two versions are of the same state of an object: what differs has been added by agents.
+pub fn is_same_state(one: u64, other: u64) -> bool {
+    one >> ROOM == other >> ROOM
+}
+
 /// The version of an object of one engine, by the time at which it began, Unix milliseconds.
 pub(super) fn of_time(ms: u64) -> u64 {
     ms.min((1 << (62 - ROOM)) - 1) << ROOM

@@ -6,6 +6,7 @@ use std::{
     sync::Arc,
 };
 
+use portolan_docker::is_of_swarm;
 use portolan_model::{
     Endpoint, EndpointMode, MacAddress, NetworkName, ServiceId, Snapshot, TaskId, claims,
 };
@@ -104,6 +105,10 @@ impl Node {
         network: &NetworkName,
         now_ms: u64,
     ) -> Option<Endpoint> {
+        let given = task.docker.iter().flat_map(|docker| &docker.given);
+        if let Some(given) = given.into_iter().find(|e| e.network == *network) {
+            return Some(given.clone());
+        }
         let held = &self.state.slices.get(network)?.slices;
         let present = task.endpoints.iter().find(|e| e.network == *network);
         if let Some(present) = present
@@ -156,6 +161,11 @@ impl Node {
             };
             let mut changed = service.clone();
             for place in &mut changed.networks {
+                let network = snapshot.networks.get(&place.name);
+                if network.is_some_and(|view| is_of_swarm(view.network.spec_version)) {
+                    // The Swarm gives it.
+                    continue;
+                }
                 let wanted = service.endpoint_mode == EndpointMode::Vip;
                 let vip = if !wanted {
                     None

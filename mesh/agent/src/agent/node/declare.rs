@@ -2,8 +2,9 @@
 
 use std::{net::IpAddr, sync::Arc};
 
+use ipnetwork::Ipv4Network;
 use portolan_model::{
-    EncodeError, Network, PublishedPort, Record, Service, ServiceNetwork, Snapshot, claims,
+    EncodeError, Network, NetworkName, PublishedPort, Record, Service, ServiceNetwork, Snapshot, claims,
 };
 use portolan_provider::{Stack, StackNetwork};
 
@@ -127,7 +128,7 @@ impl Node {
                 .values()
                 .find(|v| v.network.name.as_str() == name)
             {
-                if view.network.name == portolan_model::NetworkName::ingress() {
+                if view.network.name == NetworkName::ingress() {
                     return Err(DeclareError::BuiltIn(name.to_owned()));
                 }
                 networks.push(Arc::clone(&view.network));
@@ -156,7 +157,7 @@ impl Node {
         Ok(removed)
     }
 
-    fn remove_service(&mut self, service: &Service, now_ms: u64) {
+    pub(super) fn remove_service(&mut self, service: &Service, now_ms: u64) {
         let gone = Service {
             removed: true,
             spec_version: next_version(service.spec_version, now_ms),
@@ -240,26 +241,7 @@ impl Node {
             (None, Some(view)) => view.network.subnet,
             (None, None) => claims::subnet(&snapshot, &wanted.name)?,
         };
-        let others = snapshot.networks.values().map(|view| &view.network);
-        if let Some(other) = others
-            .into_iter()
-            .find(|n| n.name != wanted.name && n.ranges().any(|taken| taken.overlaps(subnet)))
-        {
-            return Err(DeclareError::SubnetTaken {
-                name: wanted.name.to_string(),
-                subnet: subnet.to_string(),
-                other: other.name.to_string(),
-                other_subnet: other.subnet.to_string(),
-            });
-        }
-        if let (None, Some(node)) = (present, claims::node_within(&snapshot, subnet)) {
-            return Err(DeclareError::SubnetOfNodes {
-                name: wanted.name.to_string(),
-                subnet: subnet.to_string(),
-                node: node.name.clone(),
-                address: node.underlay,
-            });
-        }
+        self.check_subnet(&wanted.name, subnet, present.is_none())?;
         let removed = snapshot.removed_networks.get(&wanted.name);
         let base = present.map(|view| &view.network).or(removed);
         let mut network = Network {
@@ -292,6 +274,33 @@ impl Node {
             .removals
             .remove(&format!("network {}", network.name));
         self.state.networks.insert(network.name.clone(), network);
+        Ok(())
+    }
+
+    /// Whether a network can have a subnet; `new`: it has no such one yet.
+    pub(super) fn check_subnet(
+        &self,
+        name: &NetworkName,
+        subnet: Ipv4Network,
+        new: bool,
+    ) -> Result<(), DeclareError> {
+        let mut others = self.snapshot.networks.values().map(|view| &view.network);
+        if let Some(other) = others.find(|n| n.name != *name && n.ranges().any(|taken| taken.overlaps(subnet))) {
+            return Err(DeclareError::SubnetTaken {
+                name: name.to_string(),
+                subnet: subnet.to_string(),
+                other: other.name.to_string(),
+                other_subnet: other.subnet.to_string(),
+            });
+        }
+        if let Some(node) = claims::node_within(&self.snapshot, subnet).filter(|_| new) {
+            return Err(DeclareError::SubnetOfNodes {
+                name: name.to_string(),
+                subnet: subnet.to_string(),
+                node: node.name.clone(),
+                address: node.underlay,
+            });
+        }
         Ok(())
     }
 
@@ -377,7 +386,7 @@ fn next_version(present: u64, now_ms: u64) -> u64 {
 }
 
 /// The VIP of a service on a network: the one that it has, or a new one.
-fn vip(
+pub(super) fn vip(
     snapshot: &Snapshot,
     present: Option<&Service>,
     wanted: &Service,
@@ -398,7 +407,7 @@ fn vip(
 }
 
 /// The ports of a service with every outside port chosen: as before where the rest of the port is as before.
-fn ports(
+pub(super) fn ports(
     snapshot: &Snapshot,
     present: Option<&Service>,
     wanted: &Service,

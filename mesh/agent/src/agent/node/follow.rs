@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use portolan_model::{NetworkName, ServiceId};
+use portolan_model::{NetworkName, ServiceId, TaskId};
 
 use super::{AttachState, Node};
 
@@ -79,23 +79,26 @@ impl Node {
     /// given later takes none of them out of rotation before it has found something.
     pub(super) fn trust_unchecked(&mut self) {
         let snapshot = std::sync::Arc::clone(&self.snapshot);
+        let tasks = self.state.tasks.values();
+        let awaited = tasks.filter(|task| !self.awaited_ports(task).is_empty());
+        let awaited: BTreeSet<TaskId> = awaited.map(|task| task.id.clone()).collect();
         let unchecked = |id: &ServiceId| {
             let view = snapshot.services.get(id);
             view.is_some_and(|view| view.service.health.is_none())
         };
         for task in self.state.tasks.values_mut() {
             let attached = self.attach.get(&task.id) == Some(&AttachState::Attached);
-            if attached && task.service.as_ref().is_some_and(unchecked) {
+            if attached && !awaited.contains(&task.id) && task.service.as_ref().is_some_and(unchecked) {
                 task.healthy = Some(true);
             }
         }
     }
 
-    /// Removes tasks whose drain is over, removals that everyone knows, and slices that no one needs.
+    /// Removes tasks whose drain is over, unless they are Docker's, which says when they are gone, removals that everyone knows, and slices that no one needs.
     pub(super) fn expire(&mut self, now_ms: u64) {
         self.state
             .tasks
-            .retain(|_, task| task.drain_until_ms.is_none_or(|until| now_ms < until));
+            .retain(|_, task| task.docker.is_some() || task.drain_until_ms.is_none_or(|until| now_ms < until));
         let me = self.identity.id;
         let over =
             |since: Option<&u64>| since.is_none_or(|since| since + KEEP_REMOVAL_MS <= now_ms);

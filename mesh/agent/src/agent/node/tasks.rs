@@ -79,6 +79,10 @@ pub(crate) enum TaskError {
     NodeDrains,
     #[error("an attachment needs a network namespace: --netns PATH or --pid N")]
     AttachAddress,
+    #[error(
+        "task {task} is container {container}, which Docker runs; end it by Docker (`docker service scale`, `docker stop`), or take it out of rotation by `portolan task drain`"
+    )]
+    Container { task: TaskId, container: String },
 }
 
 impl Node {
@@ -128,6 +132,7 @@ impl Node {
                 service: Some(service.id.clone()),
                 endpoints: Vec::new(),
                 file,
+                docker: None,
                 pid_started: None,
                 healthy: None,
                 drain_until_ms: None,
@@ -173,6 +178,7 @@ impl Node {
             networks: vec![name],
             endpoints: Vec::new(),
             file: None,
+            docker: None,
             pid_started: None,
             healthy: None,
             drain_until_ms: None,
@@ -260,6 +266,19 @@ impl Node {
         self.state.tasks.remove(id)
     }
 
+    /// Removes a task because a user says so.
+    pub(crate) fn end_task(&mut self, id: &TaskId) -> Result<(), TaskError> {
+        let docker = self.state.tasks.get(id).and_then(|t| t.docker.as_ref());
+        if let Some(docker) = docker {
+            return Err(TaskError::Container {
+                task: id.clone(),
+                container: docker.name.clone(),
+            });
+        }
+        self.remove_task(id);
+        Ok(())
+    }
+
     /// Begins a task's drain; at its end the task is removed.
     pub(crate) fn drain_task(&mut self, id: &TaskId, now_ms: u64) -> Result<(), TaskError> {
         let drain_ms = match self.state.tasks.get(id) {
@@ -309,7 +328,7 @@ impl Node {
         let attachable = tasks.filter(|task| !matches!(task.place, Place::Address(_)));
         attachable
             .filter_map(|task| {
-                let endpoints = task.endpoints.iter();
+                let endpoints = task.endpoints.iter().filter(|e| !is_given(task, e));
                 let wanted: Vec<Wanted> = endpoints.filter_map(|e| self.wanted(e)).collect();
                 let somewhere = !wanted.is_empty();
                 somewhere.then(|| (task.id.clone(), (task.place.clone(), wanted)))
@@ -338,6 +357,11 @@ impl Node {
         self.attach.insert(id.clone(), state.clone()) != Some(state)
     }
 
+    /// Whether a task is attached to what it has to be.
+    pub(crate) fn is_attached(&self, id: &TaskId) -> bool {
+        self.attach.get(id) == Some(&AttachState::Attached)
+    }
+
     /// How far each task is attached.
     pub(crate) fn attach_states(&self) -> &BTreeMap<TaskId, AttachState> {
         &self.attach
@@ -348,7 +372,8 @@ impl Node {
         let tasks = &self.state.tasks;
         self.attach.retain(|id, _| tasks.contains_key(id));
         for task in tasks.values() {
-            if matches!(task.place, Place::Address(_)) {
+            let all_given = task.endpoints.iter().all(|e| is_given(task, e));
+            if matches!(task.place, Place::Address(_)) || all_given && !task.endpoints.is_empty() {
                 self.attach.insert(task.id.clone(), AttachState::Attached);
             }
         }
@@ -361,14 +386,14 @@ impl Node {
         }
     }
 
-    /// Takes note that a task's namespace is gone: a task of a stack file waits for it to come again,
-    /// any other goes with it.
+    /// Takes note that a task's namespace is gone: a task of a stack file waits for it to come again, and
+    /// one of Docker's for Docker's word; any other goes with it.
     pub(crate) fn namespace_gone(&mut self, id: &TaskId) {
         let waits = self
             .state
             .tasks
             .get(id)
-            .is_some_and(|task| task.file.is_some());
+            .is_some_and(|task| task.file.is_some() || task.docker.is_some());
         if waits {
             let reason = "its network namespace is gone".to_owned();
             self.attach.insert(id.clone(), AttachState::Pending(reason));
@@ -396,11 +421,14 @@ impl Node {
         tasks.map(|task| self.drain_ms(task)).max().unwrap_or(0)
     }
 
-    /// Whether the node's drain has ended for a task: its record is withheld until the node is active again.
+    /// Whether the node's drain has ended for a task, or the one that a user began of a task which Docker runs on:
+    /// its record is withheld until the node is active again, or Docker ends the task.
     pub(super) fn drained(&self, task: &LocalTask, now_ms: u64) -> bool {
         let since = self.state.draining_since_ms;
-        task.service.is_some()
-            && since.is_some_and(|since| since + u64::from(self.drain_ms(task)) <= now_ms)
+        let with_node = since.map(|since| since + u64::from(self.drain_ms(task)));
+        let own = task.drain_until_ms.filter(|_| task.docker.is_some());
+        let until = [with_node, own].into_iter().flatten().min();
+        task.service.is_some() && until.is_some_and(|until| until <= now_ms)
     }
 
     fn check_place(&self, service: &ServiceId, place: &Place) -> Result<(), TaskError> {
@@ -456,7 +484,7 @@ impl Node {
         Some((elsewhere.task.id.clone(), node))
     }
 
-    fn free_slot(&self, service: &ServiceId) -> u32 {
+    pub(super) fn free_slot(&self, service: &ServiceId) -> u32 {
         let elsewhere = self.snapshot.tasks_of(service).map(|view| view.task.slot);
         let here = self
             .state
@@ -469,6 +497,12 @@ impl Node {
             .find(|slot| !taken.contains(slot))
             .unwrap_or(u32::MAX)
     }
+}
+
+/// Whether an endpoint has its address and its interface from Docker.
+fn is_given(task: &LocalTask, endpoint: &Endpoint) -> bool {
+    let given = task.docker.iter().flat_map(|docker| &docker.given);
+    given.into_iter().any(|given| given.network == endpoint.network)
 }
 
 /// A place in the words of a user.

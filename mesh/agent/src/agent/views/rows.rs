@@ -112,6 +112,7 @@ impl Facts {
             PublishMode::Ingress => port.to_string(),
             PublishMode::Host => format!("{port} (host)"),
         });
+        let ports = ports.chain(self.left_to_docker(view));
         let declared = view.problems.iter().map(ToString::to_string);
         ServiceRow {
             id: service.id.to_string(),
@@ -127,6 +128,7 @@ impl Facts {
             tasks: view.tasks.len(),
             spec_version: service.spec_version,
             problems: declared
+                .chain(self.asked_wrongly(view).iter().cloned())
                 .chain(self.without_tasks(view))
                 .chain(unserved)
                 .collect(),
@@ -214,6 +216,9 @@ impl Facts {
             .as_ref()
             .map(|id| self.snapshot.services.get(id));
         if let Some(local) = self.reasons.tasks.get(&task.id) {
+            return local.clone();
+        }
+        if let Some(local) = self.reasons.containers.get(&task.id) {
             return local.clone();
         }
         let checked = service

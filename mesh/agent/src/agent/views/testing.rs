@@ -10,7 +10,7 @@ use portolan_model::{
 use portolan_plane::{DataPlane, FakePlane, Plan, Standing};
 
 use super::*;
-use crate::config::LogFormat;
+use crate::config::{DockerChoice, LogFormat};
 
 pub(in crate::agent) fn config() -> Config {
     Config {
@@ -26,6 +26,7 @@ pub(in crate::agent) fn config() -> Config {
         http: ([127, 0, 0, 1], 7947).into(),
         data_path_port: 4789,
         stacks: Vec::new(),
+        docker: DockerChoice::Off,
         plane: PlaneChoice::Auto,
         fast_path_flows: 1024,
         bpf_dir: "/sys/fs/bpf/portolan".into(),
@@ -170,6 +171,7 @@ pub(in crate::agent) fn facts() -> Facts {
             },
             ..PlanesStanding::default()
         }),
+        docker: None,
         dns_problems: Vec::new(),
         key: None,
         waiting_for: Vec::new(),
