@@ -240,8 +240,8 @@ impl Cluster {
         if !given("--plane") {
             command.args(["--plane", self.plane(node).word()]);
         }
-        if !given("--docker") {
-            // The machine's engine is no part of a test.
+        if self.options.machines == Machines::Bare && !given("--docker") {
+            // The engine of the machine that all of them are on is no part of a test.
             command.arg("--no-docker");
         }
         if !given("--bpf-dir") {

@@ -134,8 +134,7 @@ fn cut_under_load(plane: Plane, cut_for: Duration) -> Result<()> {
         cluster.whoami("a3", 2, "web")?,
     ];
     cluster.wait_served("web", 3)?;
-    let loads = [0, 1]
-        .map(|i| cluster.load(cluster.node(i).at(8080), LoadOptions::per_second(50)));
+    let loads = [0, 1].map(|i| cluster.load(cluster.node(i).at(8080), LoadOptions::per_second(50)));
     let loads = loads.into_iter().collect::<Result<Vec<_>>>()?;
     loads.iter().try_for_each(|load| answered(load, 30))?;
 

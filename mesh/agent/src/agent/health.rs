@@ -104,7 +104,11 @@ impl HealthChecks {
 }
 
 fn target(node: &Node, task: &LocalTask) -> Option<Target> {
-    let service = &node.snapshot().services.get(task.service.as_ref()?)?.service;
+    let service = &node
+        .snapshot()
+        .services
+        .get(task.service.as_ref()?)?
+        .service;
     let mut endpoints = task.endpoints.iter();
     let endpoint = endpoints
         .find(|e| e.network.as_str() == INGRESS_NETWORK)
@@ -115,9 +119,9 @@ fn target(node: &Node, task: &LocalTask) -> Option<Target> {
             proxy_protocol: proxy_protocol(service, &check.probe),
             check: check.clone(),
         },
-        None => Question::Listening(
-            Some(node.awaited_ports(task)).filter(|ports| !ports.is_empty())?,
-        ),
+        None => {
+            Question::Listening(Some(node.awaited_ports(task)).filter(|ports| !ports.is_empty())?)
+        }
     };
     Some(Target {
         address: endpoint.ip,

@@ -12,7 +12,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use portolan_model::{Endpoint, Network, NetworkName, Service, ServiceId, Slice, TaskId, TaskState};
+use portolan_model::{
+    Endpoint, Network, NetworkName, Service, ServiceId, Slice, TaskId, TaskState,
+};
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 

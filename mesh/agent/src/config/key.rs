@@ -194,7 +194,9 @@ impl Key {
             Self::StateDir => "What survives a restart [default: /var/lib/portolan]",
             Self::Socket => "The agent's admin socket [default: /run/portolan/portolan.sock]",
             Self::Http => "Metrics, health and the status page [default: 127.0.0.1:7947]",
-            Self::DataPathPort => "UDP port of the overlay, the same on all nodes [default: 4789; beside Docker 4799]",
+            Self::DataPathPort => {
+                "UDP port of the overlay, the same on all nodes [default: 4789; beside Docker 4799]"
+            }
             Self::Stack => "Stack file to apply at the start; may be given again",
             Self::Docker => {
                 "Follow the Docker engine at this socket [default: /var/run/docker.sock, if it is there]"

@@ -138,7 +138,9 @@ fn read(key: Key, value: &Spanned<DeValue<'_>>, lines: &Lines<'_>) -> Result<Vec
 
 fn scalar(value: &DeValue<'_>, shape: Shape) -> Option<String> {
     match (shape, value) {
-        (Shape::Text | Shape::TextOrSwitch | Shape::List, DeValue::String(text)) => Some(text.to_string()),
+        (Shape::Text | Shape::TextOrSwitch | Shape::List, DeValue::String(text)) => {
+            Some(text.to_string())
+        }
         (Shape::Number, DeValue::Integer(number)) => {
             // The parser keeps digits without their radix; `0x10` must not be read as ten.
             i64::from_str_radix(number.as_str(), number.radix())

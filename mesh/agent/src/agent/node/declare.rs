@@ -4,7 +4,8 @@ use std::{net::IpAddr, sync::Arc};
 
 use ipnetwork::Ipv4Network;
 use portolan_model::{
-    EncodeError, Network, NetworkName, PublishedPort, Record, Service, ServiceNetwork, Snapshot, claims,
+    EncodeError, Network, NetworkName, PublishedPort, Record, Service, ServiceNetwork, Snapshot,
+    claims,
 };
 use portolan_provider::{Stack, StackNetwork};
 

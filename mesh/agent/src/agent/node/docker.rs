@@ -130,11 +130,7 @@ impl Node {
         Ok(())
     }
 
-    fn declare_network(
-        &mut self,
-        wanted: &NetworkWanted,
-        now_ms: u64,
-    ) -> Result<(), DeclareError> {
+    fn declare_network(&mut self, wanted: &NetworkWanted, now_ms: u64) -> Result<(), DeclareError> {
         let snapshot = Arc::clone(&self.snapshot);
         let name = &wanted.name;
         let present = snapshot.networks.get(name).map(|view| &view.network);
@@ -195,7 +191,10 @@ impl Node {
                 self.state.docker.services.remove(&id);
                 continue;
             };
-            let alone = view.declared_by.iter().all(|node| *node == self.identity.id);
+            let alone = view
+                .declared_by
+                .iter()
+                .all(|node| *node == self.identity.id);
             let idle = view.tasks.is_empty();
             let over = match &by {
                 Some(by) if Some(by.as_str()) == swarm => wanted.knows_swarm,
@@ -221,7 +220,10 @@ impl Node {
                 continue;
             };
             let used = self.uses_network(&name);
-            let alone = view.declared_by.iter().all(|node| *node == self.identity.id);
+            let alone = view
+                .declared_by
+                .iter()
+                .all(|node| *node == self.identity.id);
             let over = match &by {
                 Some(by) if Some(by.as_str()) == swarm => wanted.knows_swarm,
                 Some(_) => alone,

@@ -88,7 +88,10 @@ impl Node {
         };
         for task in self.state.tasks.values_mut() {
             let attached = self.attach.get(&task.id) == Some(&AttachState::Attached);
-            if attached && !awaited.contains(&task.id) && task.service.as_ref().is_some_and(unchecked) {
+            if attached
+                && !awaited.contains(&task.id)
+                && task.service.as_ref().is_some_and(unchecked)
+            {
                 task.healthy = Some(true);
             }
         }
@@ -96,9 +99,9 @@ impl Node {
 
     /// Removes tasks whose drain is over, unless they are Docker's, which says when they are gone, removals that everyone knows, and slices that no one needs.
     pub(super) fn expire(&mut self, now_ms: u64) {
-        self.state
-            .tasks
-            .retain(|_, task| task.docker.is_some() || task.drain_until_ms.is_none_or(|until| now_ms < until));
+        self.state.tasks.retain(|_, task| {
+            task.docker.is_some() || task.drain_until_ms.is_none_or(|until| now_ms < until)
+        });
         let me = self.identity.id;
         let over =
             |since: Option<&u64>| since.is_none_or(|since| since + KEEP_REMOVAL_MS <= now_ms);

@@ -502,7 +502,9 @@ impl Node {
 /// Whether an endpoint has its address and its interface from Docker.
 fn is_given(task: &LocalTask, endpoint: &Endpoint) -> bool {
     let given = task.docker.iter().flat_map(|docker| &docker.given);
-    given.into_iter().any(|given| given.network == endpoint.network)
+    given
+        .into_iter()
+        .any(|given| given.network == endpoint.network)
 }
 
 /// A place in the words of a user.

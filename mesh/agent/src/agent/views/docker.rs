@@ -27,9 +27,7 @@ impl Facts {
                 .map(|engine| engine.version.clone())
                 .unwrap_or_default(),
             swarm: swarm
-                .map_or("", |swarm| {
-                    if swarm.manager { "manager" } else { "worker" }
-                })
+                .map_or("", |swarm| if swarm.manager { "manager" } else { "worker" })
                 .to_owned(),
         })
     }
@@ -38,7 +36,8 @@ impl Facts {
     fn no_docker_is_fine(&self) -> bool {
         let seen = self.docker.as_ref();
         let absent = |seen: &portolan_docker::Seen| {
-            let link = matches!(&seen.link, Link::Down(reason) if reason.contains("does not exist"));
+            let link =
+                matches!(&seen.link, Link::Down(reason) if reason.contains("does not exist"));
             link && seen.known.is_none()
         };
         self.config.docker == DockerChoice::Auto && seen.is_none_or(absent)
