@@ -286,7 +286,9 @@ impl Node {
         new: bool,
     ) -> Result<(), DeclareError> {
         let mut others = self.snapshot.networks.values().map(|view| &view.network);
-        if let Some(other) = others.find(|n| n.name != *name && n.ranges().any(|taken| taken.overlaps(subnet))) {
+        if let Some(other) =
+            others.find(|n| n.name != *name && n.ranges().any(|taken| taken.overlaps(subnet)))
+        {
             return Err(DeclareError::SubnetTaken {
                 name: name.to_string(),
                 subnet: subnet.to_string(),

@@ -165,6 +165,10 @@ impl Node {
             }),
             removed: false,
             stack: None,
+            own_range: Some(match same.and_then(|present| present.own_range) {
+                Some(range) => range,
+                None => claims::own_range(&snapshot, name, subnet)?,
+            }),
         };
         if let Some(present) = present
             && **present != network
