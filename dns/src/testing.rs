@@ -64,6 +64,7 @@ impl World {
             state: portolan_model::NodeState::Up,
             version: String::new(),
             fast_path: false,
+            ipv6: false,
         }));
         self
     }

@@ -173,6 +173,7 @@ impl Cluster {
                 state: NodeState::Up,
                 version: String::new(),
                 fast_path: false,
+                ipv6: false,
             };
             world.nodes.insert(id(at + 1), Arc::new(record));
             let prefix = format!("10.208.{}.0/24", at + 1).parse()?;
@@ -257,6 +258,7 @@ impl Cluster {
             id: name.parse()?,
             netns: NetnsRef::Path(task.path()),
             endpoints: vec![AttachEndpoint {
+                ipv6: BTreeSet::new(),
                 network: network.name.clone(),
                 vni: network.vni,
                 subnet: network.subnet,

@@ -105,6 +105,10 @@ pub struct Node {
     #[n(4)]
     #[cbor(default)]
     pub fast_path: bool,
+    /// Its agent gives the tasks of services that want IPv6 ([`crate::Service::ipv6`]) their IPv6 addresses.
+    #[n(5)]
+    #[cbor(default)]
+    pub ipv6: bool,
 }
 
 /// A network as declared. Of several declarations the one with the greatest `spec_version` counts.

@@ -24,6 +24,7 @@ fn node(name: &str, state: NodeState) -> Record {
         state,
         version: "1".into(),
         fast_path: false,
+        ipv6: false,
     })
 }
 
@@ -69,21 +70,25 @@ fn records_come_back_as_they_went() {
 }
 
 #[test]
-fn a_node_of_a_version_that_knew_no_fast_path_has_none() {
+fn a_node_of_a_version_that_knew_no_fast_path_or_no_ipv6_has_none() {
     let Record::Node(mut record) = node("n1", NodeState::Up) else {
         unreachable!()
     };
-    record.fast_path = true;
+    (record.fast_path, record.ipv6) = (true, true);
     let new = Record::Node(record).encode().unwrap();
-    // An array of five, the fast path's word the last: the older version wrote four.
-    assert_eq!((new[0], new[new.len() - 1]), (0x85, 0xf5));
-    let mut old = new[..new.len() - 1].to_vec();
-    old[0] = 0x84;
-    let decoded = |value: &[u8]| match Record::decode(&RecordKey::Node, value).unwrap() {
-        Record::Node(node) => node.fast_path,
-        other => panic!("{other:?}"),
+    // An array of six, of which older versions wrote four and five.
+    assert_eq!((new[0], &new[new.len() - 2..]), (0x86, &[0xf5, 0xf5][..]));
+    let decoded = |fields: usize| {
+        let mut value = new[..new.len() + fields - 6].to_vec();
+        value[0] = 0x80 + fields as u8;
+        match Record::decode(&RecordKey::Node, &value).unwrap() {
+            Record::Node(node) => (node.fast_path, node.ipv6),
+            other => panic!("{other:?}"),
+        }
     };
-    assert!(decoded(&new) && !decoded(&old));
+    assert_eq!(decoded(6), (true, true));
+    assert_eq!(decoded(5), (true, false));
+    assert_eq!(decoded(4), (false, false));
 }
 
 #[test]

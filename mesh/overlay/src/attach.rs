@@ -5,10 +5,10 @@
 //! is born in the task's namespace, as `eth0` if that is free. It has the subnet's prefix, but only the
 //! gateway is on the link; the rest of the subnet is behind it, other nodes and this one alike.
 
-use std::{net::Ipv4Addr, os::fd::AsFd};
+use std::{collections::BTreeSet, fmt, net::Ipv4Addr, os::fd::AsFd};
 
 use ipnetwork::Ipv4Network;
-use portolan_model::{MacAddress, NetworkName, TaskId};
+use portolan_model::{INGRESS_NETWORK, MacAddress, NetworkName, Protocol, TaskId};
 
 use crate::{
     OverlayError,
@@ -48,6 +48,38 @@ pub struct AttachEndpoint {
     pub address: Ipv4Addr,
     /// The task's Ethernet address.
     pub mac: MacAddress,
+    /// The ports at which it serves clients outside that speak IPv6. If there are any, and the network is
+    /// ingress, it has its IPv6 address ([`portolan_model::ipv6_of`]) there too.
+    pub ipv6: BTreeSet<PortRange>,
+}
+
+/// Some ports of a protocol, in a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PortRange {
+    /// The protocol.
+    pub protocol: Protocol,
+    /// The first of them.
+    pub first: u16,
+    /// The last of them.
+    pub last: u16,
+}
+
+impl fmt::Display for PortRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            protocol,
+            first,
+            last,
+        } = self;
+        write!(f, "ipproto {protocol} sport {first}-{last}")
+    }
+}
+
+impl AttachEndpoint {
+    /// Whether it is to have an IPv6 address.
+    pub(crate) fn has_ipv6(&self) -> bool {
+        !self.ipv6.is_empty() && self.network.as_str() == INGRESS_NETWORK
+    }
 }
 
 /// Does what is still to be done for an attachment. After an error the node's ends made by this call
@@ -206,7 +238,7 @@ fn join(
         }
     };
     finish_host_end(netlink, mtu, &host_end, bridge, task.id, endpoint)?;
-    inside::finish(&mut task.inside, mtu, endpoint)?;
+    inside::finish(task.netns, &mut task.inside, mtu, endpoint)?;
     // The bridge has a carrier when its first port has one.
     for link in [host_end.index, bridge] {
         netlink

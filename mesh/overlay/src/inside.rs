@@ -18,9 +18,13 @@
 //! What a task sends outside of its own accord comes to the node's gateway by that last resort, and is
 //! answered there with an ICMP error: the ingress network has no way out.
 
-use std::{fmt::Write as _, io};
+mod answers;
+mod ipv6;
+
+use std::net::IpAddr;
 
 use portolan_model::{INGRESS_NETWORK, MacAddress};
+use rustix::io::Errno;
 
 use crate::{
     AttachEndpoint, OverlayError,
@@ -28,14 +32,15 @@ use crate::{
     error::Doing,
     names::{self, LAST_METRIC, TASK_RULE_PRIORITY},
     netlink::{
-        ANYWHERE, Address, Framing, Hop, Kind, Link, MAIN_TABLE, Netlink, Route, Rule, Selector,
+        ANYWHERE, Address, Family, Framing, Hop, Kind, Link, MAIN_TABLE, Netlink, Route, Rule,
+        Selector,
     },
     netns::{Netns, NetnsRef},
-    nft,
 };
 
 /// Gives the task's end of one pair its address and routes.
 pub(crate) fn finish(
+    netns: &Netns,
     inside: &mut Netlink,
     mtu: u32,
     endpoint: &AttachEndpoint,
@@ -49,6 +54,7 @@ pub(crate) fn finish(
             .set_mtu(peer.index, mtu)
             .doing("set", || format!("MTU of link {} of the task", peer.name))?;
     }
+    ipv6::allow(netns, inside, peer, endpoint)?;
     let loopback = links.iter().find(|link| link.name == LOOPBACK);
     for link in loopback.into_iter().chain([peer]).filter(|link| !link.up) {
         inside
@@ -69,7 +75,7 @@ pub(crate) fn finish(
             .add_address(&address)
             .doing("add", || format!("address {} of the task", address.ip))?;
     }
-    set_routes(inside, &routes_on(peer.index, endpoint))
+    set_routes(inside, Family::V4, &routes_on(peer.index, endpoint))
 }
 
 /// Leads what is answered from the ingress network back by the overlay, if the task is on it. `turned`:
@@ -90,17 +96,19 @@ pub(crate) fn lead_back(
     let link = find(&links, ingress.mac)
         .ok_or_else(|| OverlayError::LinkGone("of the task on ingress".into()))?;
     let table = names::table(ingress.vni);
-    set_routes(inside, &ways_out(link.index, table, ingress))?;
-    let rule = Rule {
+    set_routes(inside, Family::V4, &ways_out(link.index, table, ingress))?;
+    let mut addresses = vec![ingress.address.into()];
+    let mut rules = vec![Rule {
         priority: TASK_RULE_PRIORITY,
-        selector: Selector::Source(ingress.address),
+        selector: Selector::Source(ingress.address.into()),
         table,
-    };
-    if !remove_rules(inside, Some(&rule))? {
-        inside
-            .add_rule(&rule)
-            .doing("add", || format!("rule {} of the task", rule.selector))?;
+    }];
+    if ingress.has_ipv6() {
+        ipv6::lead_back(inside, link, table, ingress)?;
+        addresses.push(ipv6::address(ingress));
+        rules.extend(ipv6::rules(table, ingress));
     }
+    set_rules(inside, &rules)?;
     let ours = |link: &Link| endpoints.iter().any(|e| is_end(link, e.mac));
     let others = links
         .iter()
@@ -108,7 +116,7 @@ pub(crate) fn lead_back(
     if !others && !turned {
         return Ok(Answers::Straight);
     }
-    match run_nft(netns, answers(ingress, &link.name)) {
+    match answers::turn(netns, &link.name, &addresses) {
         Ok(()) => Ok(Answers::Turned),
         // Its UDP is left to the relay, which the users are told of as long as it is so.
         Err(reason) => {
@@ -127,12 +135,10 @@ pub(crate) fn leave(alias: &Alias) -> Result<(), OverlayError> {
     if alias.network.as_str() != INGRESS_NETWORK {
         return Ok(());
     }
-    remove_rules(&mut inside, None)?;
+    set_rules(&mut inside, &[])?;
     let answers = alias.end.as_ref().map(|end| end.answers);
     if answers == Some(Answers::Turned) {
-        // Adding first makes the removal of one that is not there no error.
-        let script = format!("add table {TABLE}\ndelete table {TABLE}\n");
-        run_nft(&netns, script).map_err(OverlayError::Filter)?;
+        answers::leave(&netns).map_err(OverlayError::Filter)?;
     }
     Ok(())
 }
@@ -169,8 +175,8 @@ fn is_end(link: &Link, mac: MacAddress) -> bool {
     link.kind == Kind::Veth && link.mac == Some(mac)
 }
 
-fn set_routes(inside: &mut Netlink, wanted: &[Route]) -> Result<(), OverlayError> {
-    let routes = inside.routes().doing("list", || "routes".into())?;
+fn set_routes(inside: &mut Netlink, family: Family, wanted: &[Route]) -> Result<(), OverlayError> {
+    let routes = inside.routes(family).doing("list", || "routes".into())?;
     for route in wanted.iter().filter(|route| !routes.contains(route)) {
         inside
             .set_route(route)
@@ -180,7 +186,7 @@ fn set_routes(inside: &mut Netlink, wanted: &[Route]) -> Result<(), OverlayError
 }
 
 fn routes_on(link: u32, endpoint: &AttachEndpoint) -> Vec<Route> {
-    let (source, gateway) = (endpoint.address, endpoint.gateway);
+    let (source, gateway) = (IpAddr::V4(endpoint.address), IpAddr::V4(endpoint.gateway));
     let route = |destination, hop| Route {
         table: MAIN_TABLE,
         destination,
@@ -195,7 +201,7 @@ fn routes_on(link: u32, endpoint: &AttachEndpoint) -> Vec<Route> {
     let ranges = [endpoint.subnet].into_iter().chain(endpoint.own_range);
     [route(gateway.into(), Hop::Link { link, source })]
         .into_iter()
-        .chain(ranges.map(|range| route(range, by_gateway)))
+        .chain(ranges.map(|range| route(range.into(), by_gateway)))
         .collect()
 }
 
@@ -207,75 +213,40 @@ fn ways_out(link: u32, table: u32, ingress: &AttachEndpoint) -> [Route; 2] {
         metric,
         hop: Hop::Gateway {
             link,
-            gateway: ingress.gateway,
-            source: ingress.address,
+            gateway: ingress.gateway.into(),
+            source: ingress.address.into(),
         },
     };
     [route(table, 0), route(MAIN_TABLE, LAST_METRIC)]
 }
 
-/// Removes the rules by source that are ours, but for one; tells whether that one is there.
-fn remove_rules(inside: &mut Netlink, stays: Option<&Rule>) -> Result<bool, OverlayError> {
-    let mut there = false;
-    for rule in inside.rules().doing("list", || "rules".into())? {
-        if stays == Some(&rule) {
-            there = true;
-        } else if matches!(rule.selector, Selector::Source(_)) {
-            inside
-                .remove_rule(&rule)
-                .doing("remove", || format!("rule {} of the task", rule.selector))?;
+/// Makes the rules by source that are ours these.
+fn set_rules(inside: &mut Netlink, wanted: &[Rule]) -> Result<(), OverlayError> {
+    let mut there = Vec::new();
+    for family in [Family::V4, Family::V6] {
+        match inside.rules(family) {
+            // A kernel without IPv6.
+            Err(error) if error.errno() == Some(Errno::AFNOSUPPORT) => {}
+            rules => there.extend(rules.doing("list", || "rules".into())?),
         }
     }
-    Ok(there)
-}
-
-const TABLE: &str = "ip portolan_task";
-
-/// The packet filter that gives answers to what came by the overlay the source that was asked.
-///
-/// What came is kept for a minute after the last packet either way, twice as long as a UDP flow lives of
-/// which its service says nothing. So 4,000 new flows a second have room; of more, as where connections
-/// are tracked, some go unanswered. Of requests from one socket by two ways the later one counts. Applied
-/// again it forgets nothing.
-fn answers(ingress: &AttachEndpoint, link: &str) -> String {
-    const FLOWS: u32 = 1 << 18;
-    let address = ingress.address;
-    let mut script = format!(
-        "add table {TABLE}\n\
-         add set {TABLE} asked {{ type ipv4_addr . inet_service . inet_service; size {FLOWS}; \
-         flags dynamic,timeout; timeout 1m; }}\n"
-    );
-    for (chain, hook) in [
-        ("came", "filter hook input"),
-        ("leaves", "route hook output"),
-    ] {
-        // Writing to it does not fail.
-        let _ = writeln!(
-            script,
-            "add chain {TABLE} {chain} {{ type {hook} priority raw; }}\nflush chain {TABLE} {chain}"
-        );
+    let ours = |rule: &&Rule| match rule.selector {
+        Selector::Source(_) | Selector::Served(..) | Selector::Errors(_) => true,
+        Selector::From(_) | Selector::OwnTo(_) => false,
+    };
+    for rule in there
+        .iter()
+        .filter(ours)
+        .filter(|rule| !wanted.contains(rule))
+    {
+        inside
+            .remove_rule(rule)
+            .doing("remove", || format!("rule {} of the task", rule.selector))?;
     }
-    let (from, to) = (
-        "ip saddr . udp sport . udp dport",
-        "ip daddr . udp dport . udp sport",
-    );
-    let _ = writeln!(
-        script,
-        "add rule {TABLE} came iif \"{link}\" ip daddr {address} update @asked {{ {from} }}\n\
-         add rule {TABLE} came iif != \"{link}\" delete @asked {{ {from} }}\n\
-         add rule {TABLE} leaves ip saddr != {address} {to} @asked update @asked {{ {to} }} \
-         ip saddr set {address}"
-    );
-    script
-}
-
-/// Runs a script of the packet filter in a namespace; the error is in words.
-fn run_nft(netns: &Netns, script: String) -> Result<(), String> {
-    let done = netns.run(move || {
-        nft::run(nft::PROGRAM, &["-f", "-"], &script).map_err(|failed| match failed {
-            nft::Failed::Missing => io::Error::other("nft is not installed"),
-            nft::Failed::Refused(words) => io::Error::other(words),
-        })
-    });
-    done.map(drop).map_err(|error| error.to_string())
+    for rule in wanted.iter().filter(|rule| !there.contains(rule)) {
+        inside
+            .add_rule(rule)
+            .doing("add", || format!("rule {} of the task", rule.selector))?;
+    }
+    Ok(())
 }

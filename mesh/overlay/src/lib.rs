@@ -57,7 +57,7 @@ use crate::{
 };
 pub use crate::{
     around::{Around, NetworkLink, TaskEnd},
-    attach::{AttachEndpoint, Attachment},
+    attach::{AttachEndpoint, Attachment, PortRange},
     error::{Failure, OverlayError},
     netlink::NetlinkError,
     netns::NetnsRef,
@@ -66,6 +66,9 @@ pub use crate::{
 
 /// The UDP port of VXLAN (RFC 7348).
 pub const DEFAULT_PORT: u16 = 4789;
+
+/// The least MTU of a link that has IPv6 (RFC 8200, section 5).
+const IPV6_MIN_MTU: u32 = 1280;
 
 /// What an [`Overlay`] must be told.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -287,6 +290,13 @@ impl Overlay {
     /// The largest packet that fits the overlay's links, in bytes.
     pub fn mtu(&self) -> u32 {
         self.mtu
+    }
+
+    /// Why tasks cannot be given IPv6 addresses on this node, worded for the user; `None` if they can.
+    pub fn no_ipv6(&self) -> Option<String> {
+        let short = (self.mtu < IPV6_MIN_MTU)
+            .then(|| format!("the overlay's MTU of {} is too small for IPv6", self.mtu));
+        short.or_else(settings::no_ipv6)
     }
 
     /// What keeps the overlay from working as it should, worded for the user.

@@ -8,7 +8,7 @@
 //! | its alias | [`crate::alias::Alias`] |
 //! | the other end, as long as nobody has moved it | `ptp` and the same digits |
 //! | routing table of a network, on the node and in tasks on the ingress network | [`TABLE_BASE`] + vni |
-//! | packet filter in tasks that have other links too | `ip portolan_task` |
+//! | packet filter in tasks that have other links too | `ip portolan_task`, `ip6 portolan_task` |
 //! | routes and rules | protocol [`crate::netlink::PROTOCOL`] |
 
 use portolan_model::{NetworkName, TaskId};

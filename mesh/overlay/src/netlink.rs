@@ -11,23 +11,55 @@ mod route;
 mod rule;
 mod vni;
 
-use std::{fmt, io};
+use std::{fmt, io, net::IpAddr};
 
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkBuffer, NetlinkMessage,
     NetlinkPayload, NetlinkSerializable, NlasIterator,
 };
+use netlink_packet_route::AddressFamily;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use rustix::io::Errno;
 
 pub(crate) use address::Address;
 pub(crate) use link::{Framing, Kind, Link, NewLink, Peer};
 pub(crate) use neighbour::Neighbour;
-pub(crate) use route::{ANYWHERE, Hop, MAIN_TABLE, Route};
+pub(crate) use route::{ANYWHERE, ANYWHERE_V6, Hop, MAIN_TABLE, Route};
 pub(crate) use rule::{Rule, Selector};
 
 /// What marks routes and rules as ours (`RTPROT_*` of rtnetlink(7)); free in iproute2's `rt_protos`.
 pub(crate) const PROTOCOL: u8 = 112;
+
+/// Of which version of IP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    pub(crate) fn of(ip: IpAddr) -> Self {
+        match ip {
+            IpAddr::V4(_) => Self::V4,
+            IpAddr::V6(_) => Self::V6,
+        }
+    }
+
+    fn number(self) -> AddressFamily {
+        match self {
+            Self::V4 => AddressFamily::Inet,
+            Self::V6 => AddressFamily::Inet6,
+        }
+    }
+
+    /// The length of a prefix that is a single address.
+    pub(crate) fn bits(self) -> u8 {
+        match self {
+            Self::V4 => 32,
+            Self::V6 => 128,
+        }
+    }
+}
 
 /// What the kernel answered to a request that it did not carry out.
 #[derive(Debug, thiserror::Error)]

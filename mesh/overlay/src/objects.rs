@@ -1,13 +1,9 @@
 //! The objects of which networks consist in the kernel, links excepted, by keys under which the wanted
 //! and the actual ones are compared.
 
-use std::{
-    collections::BTreeMap,
-    fmt,
-    net::{IpAddr, Ipv4Addr},
-};
+use std::{collections::BTreeMap, fmt, net::IpAddr};
 
-use ipnetwork::Ipv4Network;
+use ipnetwork::IpNetwork;
 
 use crate::{
     OverlayError,
@@ -16,7 +12,8 @@ use crate::{
     links::Pair,
     names::{self, RULE_PRIORITY, Role},
     netlink::{
-        ANYWHERE, Address, Hop, Link, Neighbour, Netlink, NetlinkError, Route, Rule, Selector,
+        ANYWHERE, Address, Family, Hop, Link, Neighbour, Netlink, NetlinkError, Route, Rule,
+        Selector,
     },
 };
 
@@ -34,8 +31,8 @@ pub(crate) enum Object {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Key {
     Address(Address),
-    Neighbour { link: u32, ip: Ipv4Addr },
-    Route { table: u32, to: Ipv4Network },
+    Neighbour { link: u32, ip: IpAddr },
+    Route { table: u32, to: IpNetwork },
     Rule(Rule),
 }
 
@@ -52,7 +49,7 @@ impl Objects {
         network: &DesiredNetwork,
         links: Pair,
     ) {
-        let (table, source) = (names::table(vni), network.gateway);
+        let (table, source) = (names::table(vni), network.gateway.into());
         for ip in network.addresses() {
             let address = Address {
                 link: links.bridge,
@@ -62,6 +59,7 @@ impl Objects {
             self.put(vni, Object::Address(address));
         }
         for (&ip, &mac) in &network.neighbours {
+            let ip = ip.into();
             if let Some(link) = links.vxlan {
                 self.put(vni, Object::Neighbour(Neighbour { link, ip, mac }));
             }
@@ -72,7 +70,7 @@ impl Objects {
             .filter_map(|(&to, place)| match *place {
                 Place::Here => {
                     let link = links.bridge;
-                    Some((to, Hop::Link { link, source }))
+                    Some((to.into(), Hop::Link { link, source }))
                 }
                 Place::There {
                     gateway,
@@ -80,14 +78,14 @@ impl Objects {
                 } => {
                     let hop = Hop::Tunnel {
                         link: links.vxlan?,
-                        gateway,
+                        gateway: gateway.into(),
                         source,
                         vni,
                         remote,
                         // On a node with several addresses the others know it by this one.
                         local: Some(underlay).filter(|own| own.is_ipv4() == remote.is_ipv4()),
                     };
-                    Some((to, hop))
+                    Some((to.into(), hop))
                 }
             });
         for (destination, hop) in hops.chain([(ANYWHERE, Hop::Unreachable)]) {
@@ -132,12 +130,15 @@ impl Objects {
                 found.put(vni, Object::Neighbour(neighbour));
             }
         }
-        for route in netlink.routes().doing("list", || "routes".into())? {
+        for route in netlink
+            .routes(Family::V4)
+            .doing("list", || "routes".into())?
+        {
             if let Some(vni) = names::vni_of_table(route.table) {
                 found.put(vni, Object::Route(route));
             }
         }
-        for rule in netlink.rules().doing("list", || "rules".into())? {
+        for rule in netlink.rules(Family::V4).doing("list", || "rules".into())? {
             if let Some(vni) = names::vni_of_table(rule.table) {
                 found.put(vni, Object::Rule(rule));
             }

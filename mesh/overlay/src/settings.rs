@@ -1,4 +1,5 @@
-//! The kernel settings of a link (`net.ipv4.conf.LINK`), never those of the whole namespace.
+//! The kernel settings of a link (`net.ipv4.conf.LINK`, `net.ipv6.conf.LINK`), never those of the whole
+//! namespace.
 //!
 //! `/proc/sys/net` shows the namespace of the thread that looks, unlike `/proc/net`.
 
@@ -29,6 +30,41 @@ pub(crate) fn write(link: &str) -> Result<(), OverlayError> {
         }
         other => other,
     }
+}
+
+/// Lets a link have IPv6 addresses, those that it is given and no others: what others on the link
+/// advertise is not believed. Containers mostly have IPv6 disabled.
+pub(crate) fn enable_ipv6(link: &str) -> Result<(), OverlayError> {
+    const NONE: &str = "1";
+    for (key, value) in [
+        ("addr_gen_mode", NONE),
+        ("accept_ra", "0"),
+        ("accept_redirects", "0"),
+        ("disable_ipv6", "0"),
+    ] {
+        set(path(6, link, key), value)?;
+    }
+    Ok(())
+}
+
+/// Takes IPv6 from a link, and with it the addresses, routes and neighbours that it has.
+pub(crate) fn disable_ipv6(link: &str) -> Result<(), OverlayError> {
+    set(path(6, link, "disable_ipv6"), "1")
+}
+
+/// Whether this kernel has IPv6.
+pub(crate) fn has_ipv6() -> bool {
+    path(6, "default", "disable_ipv6").exists()
+}
+
+/// Why no link can be let have IPv6 addresses; `None` if it can.
+pub(crate) fn no_ipv6() -> Option<String> {
+    let path = path(6, "default", "disable_ipv6");
+    let open = fs::OpenOptions::new().write(true).open(path);
+    open.err().map(|error| match error.kind() {
+        io::ErrorKind::NotFound => "this kernel has no IPv6".to_owned(),
+        _ => format!("/proc/sys/net cannot be written: {error}"),
+    })
 }
 
 fn path(version: u8, link: &str, key: &str) -> PathBuf {

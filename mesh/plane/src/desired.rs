@@ -7,7 +7,7 @@ use std::{
 
 use portolan_model::{
     Endpoint, EndpointMode, INGRESS_NETWORK, Protocol, PublishMode, ServiceView, Snapshot,
-    TaskState, claims, ipv6_of,
+    TaskState, TaskView, claims, ipv6_of,
 };
 
 use crate::{
@@ -154,7 +154,7 @@ fn backends(
                 node: task.node,
                 local: task.node == snapshot.me,
                 ip: endpoint.ip,
-                ipv6: ipv6(snapshot, view, endpoint),
+                ipv6: ipv6(snapshot, view, task, endpoint),
                 port,
                 state: backend_state(task.state, protocol)?,
                 weight: task.task.weight,
@@ -165,15 +165,22 @@ fn backends(
     backends
 }
 
-/// The IPv6 address of a task's endpoint. Only a task with a link of its own has one, and only if its
-/// service wants it.
-fn ipv6(snapshot: &Snapshot, view: &ServiceView, endpoint: &Endpoint) -> Option<Ipv6Addr> {
+/// The IPv6 address of a task's endpoint: it has one for clients outside, if the service wants it, where
+/// it has a link of its own and its node can give it one.
+fn ipv6(
+    snapshot: &Snapshot,
+    view: &ServiceView,
+    task: &TaskView,
+    endpoint: &Endpoint,
+) -> Option<Ipv6Addr> {
     let IpAddr::V4(v4) = endpoint.ip else {
         return None;
     };
     let network = &snapshot.networks.get(&endpoint.network)?.network;
     let linked = endpoint.mac.is_some() && network.subnet.contains(v4);
-    (view.service.ipv6 && linked).then(|| ipv6_of(network.vni, v4))
+    let outside = endpoint.network.as_str() == INGRESS_NETWORK;
+    let given = snapshot.nodes.get(&task.node)?.ipv6;
+    (view.service.ipv6 && outside && linked && given).then(|| ipv6_of(network.vni, v4))
 }
 
 /// What a task's state means for flows of a protocol. An unhealthy task keeps its connections, which may

@@ -76,8 +76,8 @@ pub struct Backend {
     pub local: bool,
     /// Its address.
     pub ip: IpAddr,
-    /// Its IPv6 address on the same network, if the service serves IPv6 clients there. `None`: they are
-    /// served at [`Backend::ip`], by a plane that can change a client's family.
+    /// Its IPv6 address, at which it serves IPv6 clients from outside. `None`: they are served at
+    /// [`Backend::ip`], by a plane that connects by itself.
     pub ipv6: Option<Ipv6Addr>,
     /// Its port; 0 is the one that the client dialled.
     pub port: u16,

@@ -300,7 +300,7 @@ fn options_of_a_service() {
         ],
     );
     check(
-        "services: {web: {x-portolan: {balancing: random, local_first: maybe, drain: 10, idle_timeout: 5 days, udp_idle_timeout: 0s, plane: epbf, proxy_protocol: v3, allow: [10.0.0.1/8, x], tasks: {}, healt: {}}}, api: {x-portolan: {allow: []}}}",
+        "services: {web: {x-portolan: {balancing: random, local_first: maybe, drain: 10, idle_timeout: 5 days, udp_idle_timeout: 0s, plane: epbf, proxy_protocol: v3, allow: [10.0.0.1/8, x], tasks: {}, healt: {}}}, api: {x-portolan: {allow: [], ipv6: yes please}}}",
         &[
             "1:42: services.web.x-portolan.balancing: 'random' is not known here; write round-robin, least-connections or source-hash",
             "1:63: services.web.x-portolan.local_first: found a text; write true or false",
@@ -314,6 +314,7 @@ fn options_of_a_service() {
             "1:189: services.web.x-portolan.tasks: found a map; write a list",
             "1:193: services.web.x-portolan.healt: unknown key; did you mean health?",
             "1:232: services.api.x-portolan.allow: an empty list allows everyone; name the networks of the clients that may connect, or remove `allow`",
+            "1:242: services.api.x-portolan.ipv6: found a text; write true or false",
         ],
     );
     check(

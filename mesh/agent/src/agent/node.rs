@@ -40,6 +40,10 @@ pub(super) struct Identity {
 
 /// See the module.
 #[derive(Debug)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "facts of which each may be so or not"
+)]
 pub(super) struct Node {
     identity: Identity,
     catalog: Catalog,
@@ -48,6 +52,8 @@ pub(super) struct Node {
     leaving: bool,
     /// Whether others may send this node packets with clients' own addresses.
     fast_path: bool,
+    /// Whether tasks here can have IPv6 addresses.
+    ipv6: bool,
     /// When gossip had its first exchange, Unix milliseconds.
     synced_ms: Option<u64>,
     /// Whether absence in the catalog means anything yet.
@@ -86,6 +92,7 @@ impl Node {
             state,
             leaving: false,
             fast_path: false,
+            ipv6: false,
             synced_ms: None,
             settled: false,
             attach,
@@ -136,6 +143,11 @@ impl Node {
     /// Says whether others may rely on this node's fast path.
     pub(super) fn set_fast_path(&mut self, fast_path: bool) {
         self.fast_path = fast_path;
+    }
+
+    /// Says whether the tasks of this node can be given IPv6 addresses.
+    pub(super) fn set_ipv6(&mut self, ipv6: bool) {
+        self.ipv6 = ipv6;
     }
 
     /// Starts or ends the node's drain.
@@ -197,6 +209,7 @@ impl Node {
             state,
             version: self.identity.version.clone(),
             fast_path: self.fast_path,
+            ipv6: self.ipv6,
         });
         let attaches = self.state.slices.iter().map(|(network, held)| {
             Record::NetworkAttach(NetworkAttach {

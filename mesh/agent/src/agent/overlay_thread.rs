@@ -38,6 +38,8 @@ pub(super) struct OverlayStanding {
     pub vanished: BTreeSet<TaskId>,
     /// Attachments that an earlier agent left.
     pub adopted: BTreeSet<TaskId>,
+    /// Why tasks of this node cannot have IPv6 addresses, if so.
+    pub no_ipv6: Option<String>,
     /// What the kernel has of the overlay, and around it; `None` until a snapshot has been programmed.
     pub around: Option<Around>,
 }
@@ -58,7 +60,10 @@ pub(super) fn start(
     let (ready, opened) = mpsc::sync_channel(1);
     let thread = std::thread::spawn(move || match Overlay::open(config) {
         Ok(overlay) => {
-            standing.send_modify(|standing| standing.adopted = overlay.attachments());
+            standing.send_modify(|standing| {
+                standing.adopted = overlay.attachments();
+                standing.no_ipv6 = overlay.no_ipv6();
+            });
             drop(ready.send(Ok(())));
             Worker {
                 overlay,
@@ -213,10 +218,11 @@ impl Worker {
 
     fn look(&mut self) {
         let vanished: BTreeSet<TaskId> = self.overlay.vanished().into_iter().collect();
-        let (counters, mtu, problems) = (
+        let (counters, mtu, problems, no_ipv6) = (
             self.overlay.counters(),
             self.overlay.mtu(),
             self.overlay.problems(),
+            self.overlay.no_ipv6(),
         );
         // What cannot be read now stays as it was.
         let around = self.all_known.then(|| self.overlay.around().ok()).flatten();
@@ -225,6 +231,7 @@ impl Worker {
             standing.problems.retain(|p| p.starts_with("overlay: "));
             standing.problems.extend(problems);
             (standing.counters, standing.mtu, standing.vanished) = (counters, mtu, vanished);
+            standing.no_ipv6 = no_ipv6;
             standing.around = around.or(standing.around.take());
             *standing != before
         });

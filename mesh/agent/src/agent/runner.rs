@@ -212,6 +212,8 @@ impl Runner {
         let fast_path = self.fast_path();
         self.node
             .set_fast_path(fast_path.unwrap_or(self.left_at_work));
+        let no_ipv6 = self.overlay.standing().borrow().no_ipv6.is_some();
+        self.node.set_ipv6(!no_ipv6);
         self.node.settle_attachments();
         self.node.refresh(super::now_ms());
         self.apply_pending_stacks();
@@ -429,10 +431,22 @@ impl Runner {
         }
     }
 
-    /// Whether a task was attached before to some of this, and to nothing else.
+    /// Whether a task was attached before to some of this, and to nothing else; with or without IPv6.
     fn was_part_of(&self, id: &TaskId, (place, wanted): &(Place, Vec<Wanted>)) -> bool {
+        let same = |had: &Wanted, now: &Wanted| {
+            let ipv6 = now.ipv6.clone();
+            *now == Wanted {
+                ipv6,
+                ..had.clone()
+            }
+        };
         let had = self.attached.get(id);
-        had.is_some_and(|(there, had)| there == place && had.iter().all(|w| wanted.contains(w)))
+        had.is_some_and(|(there, had)| {
+            there == place
+                && had
+                    .iter()
+                    .all(|had| wanted.iter().any(|now| same(had, now)))
+        })
     }
 
     /// Detaches what the overlay says to have lost its namespace. It says so until that is done.
@@ -530,6 +544,7 @@ fn attachment(id: &TaskId, (place, wanted): &(Place, Vec<Wanted>)) -> Option<Att
         address: w.address,
         mac: w.mac,
         gateway: w.gateway,
+        ipv6: w.ipv6.clone(),
     });
     Some(Attachment {
         id: id.clone(),

@@ -33,6 +33,7 @@ fn world() -> Snapshot {
             state: NodeState::Up,
             version: String::new(),
             fast_path: false,
+            ipv6: false,
         };
         world.nodes.insert(id(n), Arc::new(node));
     }

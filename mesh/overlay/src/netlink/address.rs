@@ -4,11 +4,11 @@ use std::net::IpAddr;
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, Parseable};
 use netlink_packet_route::{
-    AddressFamily, RouteNetlinkMessage,
+    RouteNetlinkMessage,
     address::{AddressAttribute, AddressFlags, AddressMessage},
 };
 
-use super::{Netlink, NetlinkError};
+use super::{Family, Netlink, NetlinkError};
 
 const NEW_ADDRESS: u16 = 20;
 
@@ -23,16 +23,17 @@ pub(crate) struct Address {
 impl Address {
     fn message(&self) -> AddressMessage {
         let mut message = AddressMessage::default();
-        message.header.family = match self.ip {
-            IpAddr::V4(_) => AddressFamily::Inet,
-            IpAddr::V6(_) => AddressFamily::Inet6,
-        };
+        message.header.family = Family::of(self.ip).number();
         message.header.prefix_len = self.prefix;
         message.header.index = self.link;
         message.attributes = vec![
             AddressAttribute::Local(self.ip),
             AddressAttribute::Address(self.ip),
-            AddressAttribute::Flags(AddressFlags::Noprefixroute),
+            AddressAttribute::Flags(match self.ip {
+                IpAddr::V4(_) => AddressFlags::Noprefixroute,
+                // No one else has an address of ours. While that is asked, it would take no packets.
+                IpAddr::V6(_) => AddressFlags::Noprefixroute | AddressFlags::Nodad,
+            }),
         ];
         message
     }

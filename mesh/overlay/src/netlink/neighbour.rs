@@ -1,15 +1,15 @@
-//! Neighbours: which Ethernet address an IPv4 address has on a link.
+//! Neighbours: which Ethernet address an IP address has on a link.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE, Parseable};
 use netlink_packet_route::{
-    AddressFamily, RouteNetlinkMessage,
+    RouteNetlinkMessage,
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
 };
 use portolan_model::MacAddress;
 
-use super::{Netlink, NetlinkError};
+use super::{Family, Netlink, NetlinkError};
 
 const NEW_NEIGHBOUR: u16 = 28;
 
@@ -17,18 +17,18 @@ const NEW_NEIGHBOUR: u16 = 28;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Neighbour {
     pub(crate) link: u32,
-    pub(crate) ip: Ipv4Addr,
+    pub(crate) ip: IpAddr,
     pub(crate) mac: MacAddress,
 }
 
 impl Neighbour {
     fn message(&self) -> NeighbourMessage {
         let mut message = NeighbourMessage::default();
-        message.header.family = AddressFamily::Inet;
+        message.header.family = Family::of(self.ip).number();
         message.header.ifindex = self.link;
         message.header.state = NeighbourState::Permanent;
         message.attributes = vec![
-            NeighbourAttribute::Destination(NeighbourAddress::Inet(self.ip)),
+            NeighbourAttribute::Destination(self.ip.into()),
             NeighbourAttribute::LinkLayerAddress(self.mac.0.to_vec()),
         ];
         message
@@ -42,7 +42,10 @@ impl Neighbour {
         for attribute in message.attributes {
             match attribute {
                 NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => {
-                    ip = Some(address);
+                    ip = Some(address.into());
+                }
+                NeighbourAttribute::Destination(NeighbourAddress::Inet6(address)) => {
+                    ip = Some(address.into());
                 }
                 NeighbourAttribute::LinkLayerAddress(bytes) => {
                     mac = bytes.try_into().ok().map(MacAddress);
@@ -62,7 +65,7 @@ impl Netlink {
     /// The permanent IPv4 neighbours of all links.
     pub(crate) fn neighbours(&mut self) -> Result<Vec<Neighbour>, NetlinkError> {
         let mut message = NeighbourMessage::default();
-        message.header.family = AddressFamily::Inet;
+        message.header.family = Family::V4.number();
         let request = RouteNetlinkMessage::GetNeighbour(message);
         self.dump(&request, Neighbour::parse)
     }
@@ -74,11 +77,11 @@ impl Netlink {
     }
 
     /// Removes a neighbour.
-    pub(crate) fn remove_neighbour(&mut self, link: u32, ip: Ipv4Addr) -> Result<(), NetlinkError> {
+    pub(crate) fn remove_neighbour(&mut self, link: u32, ip: IpAddr) -> Result<(), NetlinkError> {
         let mut message = NeighbourMessage::default();
-        message.header.family = AddressFamily::Inet;
+        message.header.family = Family::of(ip).number();
         message.header.ifindex = link;
-        message.attributes = vec![NeighbourAttribute::Destination(NeighbourAddress::Inet(ip))];
+        message.attributes = vec![NeighbourAttribute::Destination(ip.into())];
         self.change(RouteNetlinkMessage::DelNeighbour(message), 0)
     }
 }

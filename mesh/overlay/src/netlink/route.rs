@@ -1,11 +1,11 @@
 //! Routes, those that carry a tunnel's other end included.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnetwork::Ipv4Network;
+use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE, Parseable};
 use netlink_packet_route::{
-    AddressFamily, RouteNetlinkMessage,
+    RouteNetlinkMessage,
     route::{
         RouteAddress, RouteAttribute, RouteFlags, RouteIp6Tunnel, RouteIp6TunnelFlags,
         RouteIpTunnel, RouteLwEnCapType, RouteLwTunnelEncap, RouteMessage, RouteProtocol,
@@ -13,7 +13,7 @@ use netlink_packet_route::{
     },
 };
 
-use super::{Netlink, NetlinkError, PROTOCOL};
+use super::{Family, Netlink, NetlinkError, PROTOCOL};
 
 const NEW_ROUTE: u16 = 24;
 
@@ -23,18 +23,18 @@ pub(crate) enum Hop {
     /// Nowhere: the sender gets an ICMP error.
     Unreachable,
     /// To a host on the link itself.
-    Link { link: u32, source: Ipv4Addr },
+    Link { link: u32, source: IpAddr },
     /// To a gateway on the link.
     Gateway {
         link: u32,
-        gateway: Ipv4Addr,
-        source: Ipv4Addr,
+        gateway: IpAddr,
+        source: IpAddr,
     },
     /// Through a VXLAN link in collect-metadata mode to another node.
     Tunnel {
         link: u32,
-        gateway: Ipv4Addr,
-        source: Ipv4Addr,
+        gateway: IpAddr,
+        source: IpAddr,
         vni: u32,
         remote: IpAddr,
         local: Option<IpAddr>,
@@ -47,22 +47,27 @@ pub(crate) enum Hop {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Route {
     pub(crate) table: u32,
-    pub(crate) destination: Ipv4Network,
+    pub(crate) destination: IpNetwork,
     /// Of several routes to a destination the one with the least is taken.
     pub(crate) metric: u32,
     pub(crate) hop: Hop,
 }
 
 /// The destination of a default route.
-pub(crate) const ANYWHERE: Ipv4Network =
-    Ipv4Network::new_checked(Ipv4Addr::UNSPECIFIED, 0).expect("zero is a prefix length");
+pub(crate) const ANYWHERE: IpNetwork = IpNetwork::V4(
+    Ipv4Network::new_checked(Ipv4Addr::UNSPECIFIED, 0).expect("zero is a prefix length"),
+);
+/// The same over IPv6.
+pub(crate) const ANYWHERE_V6: IpNetwork = IpNetwork::V6(
+    Ipv6Network::new_checked(Ipv6Addr::UNSPECIFIED, 0).expect("zero is a prefix length"),
+);
 /// The main routing table (rtnetlink(7)).
 pub(crate) const MAIN_TABLE: u32 = 254;
 
 impl Route {
     fn message(&self) -> RouteMessage {
         let mut message = RouteMessage::default();
-        message.header.address_family = AddressFamily::Inet;
+        message.header.address_family = Family::of(self.destination.ip()).number();
         message.header.destination_prefix_length = self.destination.prefix();
         message.header.protocol = RouteProtocol::Other(PROTOCOL);
         message.header.kind = RouteType::Unicast;
@@ -71,7 +76,7 @@ impl Route {
             RouteAttribute::Priority(self.metric),
         ];
         if self.destination.prefix() > 0 {
-            let destination = RouteAddress::Inet(self.destination.network());
+            let destination = self.destination.network().into();
             message
                 .attributes
                 .push(RouteAttribute::Destination(destination));
@@ -82,7 +87,7 @@ impl Route {
                 message.header.scope = RouteScope::Link;
                 message.attributes.extend([
                     RouteAttribute::Oif(link),
-                    RouteAttribute::PrefSource(RouteAddress::Inet(source)),
+                    RouteAttribute::PrefSource(source.into()),
                 ]);
             }
             Hop::Gateway {
@@ -110,19 +115,24 @@ impl Route {
         let message = (kind == NEW_ROUTE)
             .then(|| RouteMessage::parse(payload).ok())
             .flatten()?;
-        let mut destination = Ipv4Addr::UNSPECIFIED;
+        let anywhere = if message.header.address_family == Family::V6.number() {
+            ANYWHERE_V6
+        } else {
+            ANYWHERE
+        };
+        let mut destination = anywhere.ip();
         let mut table = u32::from(message.header.table);
         let mut metric = 0;
         let (mut link, mut gateway, mut source) = (None, None, None);
         let mut tunnel = Vec::new();
         for attribute in message.attributes {
             match attribute {
-                RouteAttribute::Destination(RouteAddress::Inet(ip)) => destination = ip,
+                RouteAttribute::Destination(to) => destination = address(&to)?,
                 RouteAttribute::Table(number) => table = number,
                 RouteAttribute::Priority(number) => metric = number,
                 RouteAttribute::Oif(index) => link = Some(index),
-                RouteAttribute::Gateway(RouteAddress::Inet(ip)) => gateway = Some(ip),
-                RouteAttribute::PrefSource(RouteAddress::Inet(ip)) => source = Some(ip),
+                RouteAttribute::Gateway(via) => gateway = address(&via),
+                RouteAttribute::PrefSource(own) => source = address(&own),
                 RouteAttribute::Encap(attributes) => tunnel = attributes,
                 _ => {}
             }
@@ -155,7 +165,7 @@ impl Route {
         };
         Some(Self {
             table,
-            destination: Ipv4Network::new(destination, message.header.destination_prefix_length)
+            destination: IpNetwork::new(destination, message.header.destination_prefix_length)
                 .ok()?,
             metric,
             hop,
@@ -163,11 +173,19 @@ impl Route {
     }
 }
 
-fn via(link: u32, gateway: Ipv4Addr, source: Ipv4Addr) -> [RouteAttribute; 3] {
+fn address(address: &RouteAddress) -> Option<IpAddr> {
+    match *address {
+        RouteAddress::Inet(ip) => Some(ip.into()),
+        RouteAddress::Inet6(ip) => Some(ip.into()),
+        _ => None,
+    }
+}
+
+fn via(link: u32, gateway: IpAddr, source: IpAddr) -> [RouteAttribute; 3] {
     [
         RouteAttribute::Oif(link),
-        RouteAttribute::Gateway(RouteAddress::Inet(gateway)),
-        RouteAttribute::PrefSource(RouteAddress::Inet(source)),
+        RouteAttribute::Gateway(gateway.into()),
+        RouteAttribute::PrefSource(source.into()),
     ]
 }
 
@@ -223,10 +241,10 @@ fn ends(tunnel: &[RouteLwTunnelEncap]) -> (Option<u32>, Option<IpAddr>, Option<I
 }
 
 impl Netlink {
-    /// The IPv4 routes of ours in all tables.
-    pub(crate) fn routes(&mut self) -> Result<Vec<Route>, NetlinkError> {
+    /// The routes of ours in all tables.
+    pub(crate) fn routes(&mut self, family: Family) -> Result<Vec<Route>, NetlinkError> {
         let mut message = RouteMessage::default();
-        message.header.address_family = AddressFamily::Inet;
+        message.header.address_family = family.number();
         message.header.protocol = RouteProtocol::Other(PROTOCOL);
         let request = RouteNetlinkMessage::GetRoute(message);
         self.dump(&request, Route::parse)
@@ -239,16 +257,16 @@ impl Netlink {
     }
 
     /// Removes the route of ours to a destination.
-    pub(crate) fn remove_route(&mut self, table: u32, to: Ipv4Network) -> Result<(), NetlinkError> {
+    pub(crate) fn remove_route(&mut self, table: u32, to: IpNetwork) -> Result<(), NetlinkError> {
         let mut message = RouteMessage::default();
-        message.header.address_family = AddressFamily::Inet;
+        message.header.address_family = Family::of(to.ip()).number();
         message.header.destination_prefix_length = to.prefix();
         message.header.protocol = RouteProtocol::Other(PROTOCOL);
         // Of whatever kind and scope (fib_table_delete in the kernel).
         message.header.scope = RouteScope::NoWhere;
         message.attributes = vec![
             RouteAttribute::Table(table),
-            RouteAttribute::Destination(RouteAddress::Inet(to.network())),
+            RouteAttribute::Destination(to.network().into()),
         ];
         self.change(RouteNetlinkMessage::DelRoute(message), 0)
     }

@@ -123,6 +123,7 @@ impl Cluster {
                     state: NodeState::Up,
                     version: String::new(),
                     fast_path: false,
+                    ipv6: false,
                 }),
             );
         }
@@ -230,6 +231,7 @@ impl Cluster {
             gateway: view.gateway(&id(n)).unwrap(),
             address: ip(address),
             mac: MacAddress::of_address(ip(address)),
+            ipv6: BTreeSet::new(),
         }
     }
 

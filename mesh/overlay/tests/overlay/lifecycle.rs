@@ -23,6 +23,7 @@ pub(crate) fn state(node: &Namespace) -> Result<String> {
         "ip -d addr",
         "ip route show table all",
         "ip rule",
+        "ip -6 rule",
         "ip neigh show nud permanent",
         "bridge vni",
         "nft -s list ruleset",
@@ -42,7 +43,8 @@ fn lasting(line: &str) -> String {
         return kept;
     }
     while let Some(word) = words.next() {
-        if word.ends_with("_timer") || word == "state" {
+        // How IPv6 addresses are made means nothing without any.
+        if word.ends_with("_timer") || ["state", "addrgenmode"].contains(&word) {
             words.next();
         } else if !["tentative", "linkdown"].contains(&word) {
             kept += &word.replace("NO-CARRIER,", "").replace(",LOWER_UP", "");

@@ -11,6 +11,7 @@ mod around;
 mod attach;
 mod cluster;
 mod guard;
+mod ipv6;
 mod lifecycle;
 mod outside;
 mod plug;

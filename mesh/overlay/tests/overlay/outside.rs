@@ -39,7 +39,7 @@ fn attach(cluster: &Cluster, task: &Namespace) -> Result<()> {
 
 /// Gives a namespace what Docker gives a container: a link of its own, and by it a default route. The
 /// far end is in the namespace that is returned.
-fn like_docker(cluster: &Cluster, task: &Namespace) -> Result<Namespace> {
+pub(crate) fn like_docker(cluster: &Cluster, task: &Namespace) -> Result<Namespace> {
     let host = cluster.lab.task("dk1")?;
     task.run([
         "ip",

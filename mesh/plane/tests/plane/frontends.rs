@@ -1,6 +1,6 @@
 //! What a node serves.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use portolan_model::{
     EndpointMode, MacAddress, NodeState, Protocol, PublishMode, PublishedPort, Record, TaskState,
@@ -8,7 +8,7 @@ use portolan_model::{
 };
 use portolan_plane::{Actual, BackendState, FrontendAddress, FrontendSpec, frontends};
 
-use super::world::{World, attach, network, place, service, task};
+use super::world::{OLD, World, attach, network, place, service, task};
 
 fn web(port: PublishedPort) -> Record {
     Record::Service(service("web", &[port]))
@@ -245,28 +245,40 @@ fn tasks_of_a_service_that_wants_ipv6_have_an_ipv6_address_if_they_have_a_link_t
     let addresses = |wanted: bool| {
         let web = portolan_model::Service {
             ipv6: wanted,
+            networks: vec![place("app", Some([10, 1, 2, 200]))],
             ..service("web", &[tcp(8080)])
         };
-        let linked = |id, ip: [u8; 4]| {
-            let mut task = task(id, "web", TaskState::Healthy, &[("ingress", ip)]);
-            task.endpoints[0].mac = Some(MacAddress::of_address(ip.into()));
+        let linked = |id, at: &[(&str, [u8; 4])]| {
+            let mut task = task(id, "web", TaskState::Healthy, at);
+            for endpoint in &mut task.endpoints {
+                let IpAddr::V4(ip) = endpoint.ip else {
+                    unreachable!()
+                };
+                endpoint.mac = Some(MacAddress::of_address(ip));
+            }
             Record::Task(task)
         };
-        let world = World::of(&["n1", "n2"])
+        let both = [("ingress", [10, 208, 2, 2]), ("app", [10, 1, 2, 34])];
+        let world = World::of(&["n1", "n2", OLD])
+            .with("n1", network("app", 5000, "10.1.2.0/24"))
+            .with("n1", attach("app", "10.1.2.16/28"))
             .with("n2", Record::Service(web))
-            .with("n2", linked("linked", [10, 208, 2, 2]))
+            .with("n2", linked("a-linked", &both))
             .with(
                 "n2",
-                on_ingress("node", TaskState::Healthy, [10, 208, 2, 0]),
+                on_ingress("b-node", TaskState::Healthy, [10, 208, 2, 0]),
             )
-            .with("n2", linked("outside", [192, 0, 2, 9]));
+            .with("n2", linked("c-outside", &[("ingress", [192, 0, 2, 9])]))
+            .with(OLD, linked("d-old", &[("ingress", [10, 208, 3, 2])]));
         let served = served(&world);
-        let backends = &only(&served).backends;
-        backends.iter().map(|b| b.ipv6).collect::<Vec<_>>()
+        let backends = served.values().flat_map(|spec| &spec.backends);
+        let found = backends.filter_map(|b| Some((b.task.to_string(), b.ipv6?)));
+        found.collect::<Vec<_>>()
     };
+    // Once, by the published port: virtual addresses are IPv4 and so are their clients.
     let derived = ipv6_of(4096, Ipv4Addr::new(10, 208, 2, 2));
-    assert_eq!(addresses(true), [Some(derived), None, None]);
-    assert_eq!(addresses(false), [None; 3]);
+    assert_eq!(addresses(true), [("a-linked".to_owned(), derived)]);
+    assert_eq!(addresses(false), []);
 }
 
 #[test]

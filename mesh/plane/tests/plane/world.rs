@@ -10,6 +10,9 @@ use portolan_model::{
 /// The node whose snapshot it is.
 pub(crate) const ME: &str = "n1";
 
+/// A node that gives its tasks no IPv6 addresses.
+pub(crate) const OLD: &str = "old";
+
 /// Everything that the nodes publish, by node.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct World {
@@ -33,6 +36,7 @@ impl World {
             state,
             version: "test".to_owned(),
             fast_path: false,
+            ipv6: name != OLD,
         });
         let slice = attach("ingress", &format!("10.208.{at}.0/24"));
         self.nodes.push((name.to_owned(), vec![node, slice]));

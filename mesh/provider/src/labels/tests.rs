@@ -28,6 +28,7 @@ fn every_word_of_a_stack_file_is_a_label() {
         ("portolan.udp-idle-timeout", "5s"),
         ("portolan.balancing", "source-hash"),
         ("portolan.local_first", "true"),
+        ("portolan.ipv6", "true"),
         ("portolan.plane", "relay"),
         ("portolan.proxy-protocol", "v2"),
         ("portolan.allow", "10.0.0.0/8,192.168.0.0/16"),
@@ -50,7 +51,7 @@ fn every_word_of_a_stack_file_is_a_label() {
         (90_000, Some(900_000), 5000)
     );
     assert_eq!(service.balancing, Balancing::SourceHash);
-    assert!(service.local_first);
+    assert!(service.local_first && service.ipv6);
     assert_eq!(service.plane, PlaneChoice::Relay);
     assert_eq!(service.proxy_protocol, Some(ProxyProtocol::V2));
     assert_eq!(service.allow.len(), 2);

@@ -15,6 +15,7 @@ pub(crate) const KEYS: &[&str] = &[
     "drain",
     "health",
     "idle_timeout",
+    "ipv6",
     "local_first",
     "plane",
     "proxy_protocol",
@@ -50,6 +51,7 @@ pub(crate) fn read_option(
             );
         }
         "local_first" => set(&mut service.local_first, at.flag()),
+        "ipv6" => set(&mut service.ipv6, at.flag()),
         "drain" => set(&mut service.drain_ms, at.parse(parse_duration)),
         "idle_timeout" => service.tcp_idle_ms = at.parse(parse_duration).filter(|ms| *ms > 0),
         "udp_idle_timeout" => set(&mut service.udp_idle_ms, positive(at)),

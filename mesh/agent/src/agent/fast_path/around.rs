@@ -76,6 +76,7 @@ mod tests {
                 state: NodeState::Up,
                 version: String::new(),
                 fast_path,
+                ipv6: fast_path,
             };
             catalog.set_owner(NodeId::of_name(name), true, [Record::Node(node)]);
         }

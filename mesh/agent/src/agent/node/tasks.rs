@@ -1,6 +1,6 @@
 //! The tasks of this node: added, drained, removed, and how they are to be attached.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
 use ipnetwork::Ipv4Network;
@@ -8,6 +8,7 @@ use portolan_model::{
     Endpoint, MacAddress, NetworkName, Service, ServiceId, TaskId, TaskState, claims,
 };
 
+use portolan_overlay::PortRange;
 use portolan_provider::{StaticTask, TaskPlace};
 use sha2::{Digest, Sha256};
 
@@ -33,6 +34,7 @@ pub(crate) struct Wanted {
     pub address: Ipv4Addr,
     pub mac: MacAddress,
     pub gateway: Ipv4Addr,
+    pub ipv6: BTreeSet<PortRange>,
 }
 
 /// Why a task cannot be what was asked. Nothing changed.
@@ -195,7 +197,7 @@ impl Node {
         wanted: &[StaticTask],
         now_ms: u64,
     ) -> Result<(), Vec<TaskError>> {
-        let mut kept = std::collections::BTreeSet::new();
+        let mut kept = BTreeSet::new();
         let mut errors = Vec::new();
         let me = self.identity.name.clone();
         for task in wanted.iter().filter(|task| task.node == me) {
@@ -329,14 +331,31 @@ impl Node {
         attachable
             .filter_map(|task| {
                 let endpoints = task.endpoints.iter().filter(|e| !is_given(task, e));
-                let wanted: Vec<Wanted> = endpoints.filter_map(|e| self.wanted(e)).collect();
+                let ipv6 = self.serves_ipv6(task);
+                let wanted: Vec<Wanted> = endpoints.filter_map(|e| self.wanted(e, &ipv6)).collect();
                 let somewhere = !wanted.is_empty();
                 somewhere.then(|| (task.id.clone(), (task.place.clone(), wanted)))
             })
             .collect()
     }
 
-    fn wanted(&self, endpoint: &Endpoint) -> Option<Wanted> {
+    /// The ports at which a task serves IPv6 clients at its own address; none if its service does not want
+    /// that, or this node cannot.
+    fn serves_ipv6(&self, task: &LocalTask) -> BTreeSet<PortRange> {
+        let service = task.service.as_ref();
+        let view = service.and_then(|id| self.snapshot.services.get(id));
+        let wants = view.filter(|view| self.ipv6 && view.service.ipv6);
+        let ports = wants.into_iter().flat_map(|view| &view.service.ports);
+        ports
+            .map(|port| PortRange {
+                protocol: port.protocol,
+                first: port.target,
+                last: port.target.saturating_add(port.count.saturating_sub(1)),
+            })
+            .collect()
+    }
+
+    fn wanted(&self, endpoint: &Endpoint, ipv6: &BTreeSet<PortRange>) -> Option<Wanted> {
         let view = self.snapshot.networks.get(&endpoint.network)?;
         let IpAddr::V4(address) = endpoint.ip else {
             return None;
@@ -349,6 +368,11 @@ impl Node {
             address,
             mac: endpoint.mac?,
             gateway: view.gateway(&self.identity.id)?,
+            // Clients outside come by that network alone.
+            ipv6: Some(ipv6)
+                .filter(|_| endpoint.network == NetworkName::ingress())
+                .cloned()
+                .unwrap_or_default(),
         })
     }
 
@@ -491,8 +515,7 @@ impl Node {
             .tasks
             .values()
             .filter(|t| t.service.as_ref() == Some(service));
-        let taken: std::collections::BTreeSet<u32> =
-            elsewhere.chain(here.map(|t| t.slot)).collect();
+        let taken: BTreeSet<u32> = elsewhere.chain(here.map(|t| t.slot)).collect();
         (1..u32::MAX)
             .find(|slot| !taken.contains(slot))
             .unwrap_or(u32::MAX)

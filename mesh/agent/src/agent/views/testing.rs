@@ -46,6 +46,7 @@ pub(super) fn node(name: &str, state: NodeState) -> Record {
         state,
         version: "1.2.3".to_owned(),
         fast_path: false,
+        ipv6: false,
     })
 }
 

@@ -3,7 +3,7 @@
 use portolan_model::EndpointMode;
 use portolan_provider::{StaticTask, TaskPlace};
 
-use super::*;
+use super::{super::tasks::Wanted, *};
 
 fn addresses(node: &Node, network: &str) -> Vec<IpAddr> {
     let tasks = node.state().tasks.values().flat_map(|t| &t.endpoints);
@@ -304,4 +304,44 @@ fn a_slot_is_one_in_the_whole_cluster_and_an_overlay_address_is_given_not_taken(
         Err(TaskError::OverlayAddress(_))
     ));
     put("10.77.0.30", Some(2)).unwrap();
+}
+
+#[test]
+fn tasks_serve_ipv6_at_the_target_ports_while_their_service_wants_it_and_their_node_can() {
+    let mut node = node("n1");
+    let mut stack = stack(&[("web", 8080)]);
+    node.apply(&stack, false, NOW).unwrap();
+    node.refresh(NOW);
+    add(&mut node, "t1", "web");
+    let served = |node: &Node| -> Vec<(String, Vec<String>)> {
+        let (_, wanted) = &node.wanted_attachments()[&"t1".parse().unwrap()];
+        let ports = |w: &Wanted| w.ipv6.iter().map(ToString::to_string).collect();
+        let on = wanted.iter().map(|w| (w.network.to_string(), ports(w)));
+        on.filter(|(_, ports): &(_, Vec<String>)| !ports.is_empty())
+            .collect()
+    };
+    node.set_ipv6(true);
+    assert_eq!(served(&node), []);
+
+    stack.services[0].ipv6 = true;
+    stack.services[0].ports.push(PublishedPort {
+        count: 3,
+        ..PublishedPort::new(9000, 90, Protocol::Udp)
+    });
+    node.apply(&stack, false, NOW + 1).unwrap();
+    node.refresh(NOW + 1);
+    let ports = ["ipproto tcp sport 80-80", "ipproto udp sport 90-92"];
+    assert_eq!(
+        served(&node),
+        [("ingress".to_owned(), ports.map(str::to_owned).into())]
+    );
+    let says = |node: &Node| match &node.records(NOW)[0] {
+        Record::Node(node) => node.ipv6,
+        other => panic!("{other:?}"),
+    };
+    assert!(says(&node));
+
+    node.set_ipv6(false);
+    assert_eq!(served(&node), []);
+    assert!(!says(&node));
 }
