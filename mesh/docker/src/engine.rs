@@ -80,6 +80,11 @@ pub enum EngineError {
 }
 
 impl EngineError {
+    /// Whether there is no socket.
+    pub(crate) fn finds_no_socket(&self) -> bool {
+        matches!(self, Self::Unreachable { source, .. } if source.kind() == io::ErrorKind::NotFound)
+    }
+
     /// Whether the engine says that there is no such object.
     pub(crate) fn is_absent(&self) -> bool {
         matches!(self, Self::Refused { status: 404, .. })

@@ -39,6 +39,8 @@ pub enum Link {
     Up,
     /// It answers, but not to everything; the rest is what was known last. The reason is for the user.
     Troubled(String),
+    /// There is nothing at its socket. The reason is for the user.
+    Absent(String),
     /// It does not answer; everything is what was known last. The reason is for the user.
     Down(String),
 }
@@ -104,7 +106,11 @@ impl Watcher {
                 let lost = self.follow(&mut memory, &mut retry).await;
                 let reason = reason(&lost);
                 tracing::debug!(reason, "the Docker engine is away");
-                self.set_link(Link::Down(reason));
+                self.set_link(if lost.finds_no_socket() {
+                    Link::Absent(reason)
+                } else {
+                    Link::Down(reason)
+                });
                 tokio::time::sleep(retry).await;
                 retry = (retry * 2).min(LAST_RETRY);
             }

@@ -246,7 +246,7 @@ fn merge_services(declared: BTreeMap<ServiceId, Declared<Service>>, snapshot: &m
             .filter(|port| match taken.holder(port) {
                 Some(holder) => {
                     problems.push(Problem(format!(
-                        "port {}/{} is already published by service {holder}",
+                        "port {}/{} is already published by service {holder}; publish another one, or remove {holder}",
                         port.published, port.protocol
                     )));
                     false

@@ -134,7 +134,7 @@ fn the_older_service_keeps_a_contested_port() {
     assert!(late.ports.is_empty());
     assert_eq!(
         late.problems[0].to_string(),
-        "port 8080/tcp is already published by service web"
+        "port 8080/tcp is already published by service web; publish another one, or remove web"
     );
     assert!(snapshot.find_service("web").unwrap().problems.is_empty());
 }

@@ -4,6 +4,8 @@
 //! routing cannot keep apart is kept apart here: a node accepts packets to any address of its own,
 //! whichever link they come by.
 
+mod forward;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
@@ -115,29 +117,19 @@ impl Guard {
             let mended = self.apply(rules, complete);
             self.unmended = mended.err().map(|error| error.to_string());
         }
-        if let Ok(chains) = nft::run(self.program, &["list", "chains"], "") {
-            self.in_the_way = dropping_forward(&chains)
-                .filter(|(table, _)| {
-                    // One that knows of the overlay's links is taken to let them through.
-                    let list = format!("list table {table}");
-                    nft::run(self.program, &list.split(' ').collect::<Vec<_>>(), "")
-                        .is_ok_and(|rules| !rules.contains("ptbr"))
-                })
-                .map(|(table, chain)| format!("{table} {chain}"))
-                .collect();
+        if let Ok(in_the_way) = forward::let_through(self.program) {
+            self.in_the_way = in_the_way;
         }
     }
 
-    /// Removes the table.
+    /// Removes the table, and what was put into Docker's.
     pub(crate) fn remove(&mut self) -> Result<(), OverlayError> {
         self.applied = None;
         // Adding first makes the removal of one that is not there no error.
-        match nft::run(
-            self.program,
-            &["-f", "-"],
-            &format!("add table {TABLE}\ndelete table {TABLE}\n"),
-        ) {
-            Ok(_) | Err(Failed::Missing) => Ok(()),
+        let script = format!("add table {TABLE}\ndelete table {TABLE}\n");
+        let removed = nft::run(self.program, &["-f", "-"], &script).map(drop);
+        match removed.and(forward::take_back(self.program)) {
+            Ok(()) | Err(Failed::Missing) => Ok(()),
             Err(Failed::Refused(error)) => Err(OverlayError::Filter(error)),
         }
     }
@@ -152,8 +144,7 @@ impl Guard {
         let in_the_way = self.in_the_way.iter().map(|chain| {
             format!(
                 "the packet filter's chain {chain} drops what is forwarded, packets between tasks too: \
-                 let those of the links ptbr+ and ptvx+ through, where Docker made it with `iptables -I \
-                 DOCKER-USER -i ptbr+ -j ACCEPT` and the same for ptvx+"
+                 let those of the links ptbr+ and ptvx+ through"
             )
         });
         let unmended = self.unmended.iter().map(|error| {
@@ -227,24 +218,6 @@ impl Rules {
     }
 }
 
-/// The base chains of `nft list chains` that drop forwarded packets unless a rule says otherwise, as
-/// (table, chain). Tables of bridges and of IPv6 do not see the overlay's packets.
-fn dropping_forward(listing: &str) -> impl Iterator<Item = (String, String)> {
-    let (mut table, mut chain) = (None, None);
-    listing.lines().filter_map(move |line| {
-        let line = line.trim();
-        if let Some(name) = line.strip_prefix("table ") {
-            table = name.strip_suffix(" {").map(str::to_owned);
-        } else if let Some(name) = line.strip_prefix("chain ") {
-            chain = name.strip_suffix(" {").map(str::to_owned);
-        }
-        let drops = line.contains("hook forward") && line.contains("policy drop");
-        let (table, chain) = (table.clone()?, chain.clone()?);
-        (drops && (table.starts_with("ip ") || table.starts_with("inet ")))
-            .then_some((table, chain))
-    })
-}
-
 /// The packets of a counter in `nft list counters`: `counter NAME {`, then `packets N bytes M`.
 fn packets(listing: &str, counter: &str) -> u64 {
     listing
@@ -285,16 +258,6 @@ mod tests {
             problems.len() == 1 && problems[0].contains("nftables"),
             "{problems:?}"
         );
-    }
-
-    #[test]
-    fn chains_that_drop_what_is_forwarded_are_found() {
-        let listing = "table ip filter {\n\tchain INPUT {\n\t\ttype filter hook input priority filter; policy \
-                       drop;\n\t}\n\tchain FORWARD {\n\t\ttype filter hook forward priority filter; policy \
-                       drop;\n\t}\n\tchain DOCKER {\n\t}\n}\ntable ip6 filter {\n\tchain FORWARD {\n\t\t\
-                       type filter hook forward priority filter; policy drop;\n\t}\n}\n";
-        let found: Vec<_> = dropping_forward(listing).collect();
-        assert_eq!(found, [("ip filter".to_owned(), "FORWARD".to_owned())]);
     }
 
     #[test]

@@ -61,10 +61,12 @@ fn log_change(before: &Link, now: &Link) {
         Link::Connecting => {}
         Link::Up => tracing::info!("following the Docker engine"),
         // An engine that was never there is no news.
-        Link::Down(reason) if *before == Link::Connecting => {
+        Link::Absent(reason) if *before == Link::Connecting => {
             tracing::debug!(reason, "no Docker engine");
         }
-        Link::Down(reason) => tracing::warn!(reason, "the Docker engine is away"),
+        Link::Absent(reason) | Link::Down(reason) => {
+            tracing::warn!(reason, "the Docker engine is away");
+        }
         Link::Troubled(reason) => {
             tracing::warn!(reason, "the Docker engine does not answer everything");
         }

@@ -129,7 +129,7 @@ impl Facts {
     /// Everything that is not as it should be: of the node itself first, then members, then objects.
     pub(super) fn problems(&self) -> Vec<String> {
         let mut problems = self.reasons.problems.clone();
-        problems.extend(self.docker_problem());
+        problems.extend(self.docker_problems());
         problems.extend(self.overlay.problems.iter().cloned());
         problems.extend(self.plane_problems());
         problems.extend(self.dns_problems.iter().cloned());

@@ -184,7 +184,7 @@ impl Key {
             Self::Advertise => {
                 "This machine's address for other nodes [default: its only global one]"
             }
-            Self::GossipPort => "UDP and TCP port of gossip [default: 7946; beside Docker 7956]",
+            Self::GossipPort => "UDP and TCP port of gossip [default: 7946; beside Docker 7948]",
             Self::Join => "Other members, by address or name; none for the first node",
             Self::KeyFile => {
                 "The gossip keys, one to a line, closed to others (see `portolan keygen`)"

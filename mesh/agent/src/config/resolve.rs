@@ -40,6 +40,9 @@ pub fn resolve(
     }
 }
 
+/// There once a node has been in a Swarm, also before its engine starts.
+const SWARM_STATE: &str = "/var/lib/docker/swarm";
+
 /// The ports of a node that is given none.
 struct Ports {
     gossip: u16,
@@ -51,12 +54,14 @@ impl Ports {
     fn beside(docker: Option<&DockerChoice>, machine: &impl Machine) -> Self {
         let there = match docker {
             Some(DockerChoice::At(_)) => true,
-            Some(DockerChoice::Auto) => machine.exists(Path::new(DEFAULT_DOCKER)),
+            Some(DockerChoice::Auto) => [DEFAULT_DOCKER, SWARM_STATE]
+                .into_iter()
+                .any(|path| machine.exists(Path::new(path))),
             Some(DockerChoice::Off) | None => false,
         };
         if there {
             Self {
-                gossip: 7956,
+                gossip: 7948,
                 data_path: 4799,
             }
         } else {

@@ -1,10 +1,13 @@
 //! The Docker engine, and what it says of services.
 
-use portolan_docker::Link;
-use portolan_model::ServiceView;
+use portolan_docker::{Known, Link};
+use portolan_model::{ServiceId, ServiceView};
 
 use super::Facts;
-use crate::{api::DockerRow, config::DockerChoice};
+use crate::{
+    api::{DockerRow, ServiceRow},
+    config::{Config, DockerChoice},
+};
 
 impl Facts {
     /// The engine that is followed.
@@ -15,45 +18,80 @@ impl Facts {
             Link::Connecting => ("connecting", ""),
             Link::Up => ("up", ""),
             Link::Troubled(reason) => ("troubled", reason.as_str()),
-            Link::Down(reason) if self.no_docker_is_fine() => ("absent", reason.as_str()),
-            Link::Down(reason) => ("down", reason.as_str()),
+            Link::Absent(reason) if self.no_engine_is_fine() => ("absent", reason.as_str()),
+            Link::Absent(reason) | Link::Down(reason) => ("down", reason.as_str()),
         };
+        let version = engine.map(|engine| engine.version.clone());
         let swarm = engine.and_then(|engine| engine.swarm.as_ref());
+        let part = match swarm.map(|swarm| swarm.manager) {
+            None => "",
+            Some(true) => "manager",
+            Some(false) => "worker",
+        };
         Some(DockerRow {
             socket: socket.to_owned(),
             state: state.to_owned(),
             reason: reason.to_owned(),
-            version: engine
-                .map(|engine| engine.version.clone())
-                .unwrap_or_default(),
-            swarm: swarm
-                .map_or("", |swarm| if swarm.manager { "manager" } else { "worker" })
-                .to_owned(),
+            version: version.unwrap_or_default(),
+            swarm: part.to_owned(),
         })
     }
 
+    fn known(&self) -> Option<&Known> {
+        self.docker.as_ref()?.known.as_deref()
+    }
+
     /// Nobody asked for an engine, and there never was one.
-    fn no_docker_is_fine(&self) -> bool {
-        let seen = self.docker.as_ref();
-        let absent = |seen: &portolan_docker::Seen| {
-            let link =
-                matches!(&seen.link, Link::Down(reason) if reason.contains("does not exist"));
-            link && seen.known.is_none()
+    fn no_engine_is_fine(&self) -> bool {
+        self.config.docker == DockerChoice::Auto && self.known().is_none()
+    }
+
+    /// What is wrong with the engine, and with what it asks for that is no service. What was known last is served
+    /// meanwhile.
+    pub(super) fn docker_problems(&self) -> Vec<String> {
+        let link = match self.docker.as_ref().map(|seen| &seen.link) {
+            None | Some(Link::Connecting | Link::Up) => None,
+            Some(Link::Absent(_)) if self.no_engine_is_fine() => None,
+            Some(Link::Absent(reason) | Link::Down(reason) | Link::Troubled(reason)) => {
+                Some(format!("docker: {reason}"))
+            }
         };
-        self.config.docker == DockerChoice::Auto && seen.is_none_or(absent)
+        let in_swarm = self.known().filter(|k| k.observed.engine.swarm.is_some());
+        let taken = in_swarm.map(|_| ports_of_swarm(&self.config));
+        let unserved = self.unserved_services().into_iter().flat_map(|row| {
+            let problems = row.problems.into_iter();
+            problems.map(move |problem| format!("service {}: {problem}", row.name))
+        });
+        let taken = taken.into_iter().flatten();
+        link.into_iter().chain(taken).chain(unserved).collect()
     }
 
-    /// What is wrong with the engine. What is known of it is served meanwhile.
-    pub(super) fn docker_problem(&self) -> Option<String> {
-        let seen = self.docker.as_ref()?;
-        match &seen.link {
-            Link::Connecting | Link::Up => None,
-            Link::Down(_) if self.no_docker_is_fine() => None,
-            Link::Down(reason) | Link::Troubled(reason) => Some(format!("docker: {reason}")),
-        }
+    /// Services that Docker asks for and that are not declared, because something is wrong with them.
+    pub(super) fn unserved_services(&self) -> Vec<ServiceRow> {
+        let said = self.reasons.services.iter();
+        let unserved = said.filter(|(id, _)| !self.snapshot.services.contains_key(id));
+        let name = |id: &ServiceId| {
+            let mut services = self.known()?.observed.services.iter();
+            let service = services.find(|service| service.id == id.as_str())?;
+            // As it is printed.
+            service.name.parse::<ServiceId>().ok()
+        };
+        let rows = unserved.map(|(id, problems)| ServiceRow {
+            id: id.to_string(),
+            name: name(id).unwrap_or_else(|| id.clone()).to_string(),
+            stack: None,
+            endpoint_mode: String::new(),
+            vips: Vec::new(),
+            ports: Vec::new(),
+            healthy: 0,
+            tasks: 0,
+            spec_version: 0,
+            problems: problems.clone(),
+        });
+        rows.collect()
     }
 
-    /// What is wrong with a service as Docker asks for it; its manager knows that.
+    /// What is wrong with a service as Docker asks for it; who declares it knows that.
     pub(super) fn asked_wrongly(&self, view: &ServiceView) -> &[String] {
         let said = self.reasons.services.get(&view.service.id);
         said.map_or(&[], Vec::as_slice)
@@ -61,12 +99,33 @@ impl Facts {
 
     /// The ports of a service that Docker itself serves.
     pub(super) fn left_to_docker(&self, view: &ServiceView) -> Vec<String> {
-        let known = self.docker.iter().filter_map(|seen| seen.known.as_ref());
-        let wanted = known.flat_map(|known| &known.wanted.services);
+        let wanted = self.known().into_iter().flat_map(|k| &k.wanted.services);
         let of = wanted.filter(|wanted| wanted.service.id == view.service.id);
         let ports = of.flat_map(|wanted| &wanted.left_to_docker);
         ports
             .map(|port| format!("{port} (host, by Docker)"))
             .collect()
     }
+}
+
+/// Ports of the agent that a Swarm has to have.
+fn ports_of_swarm(config: &Config) -> impl Iterator<Item = String> + use<> {
+    let held = [
+        ("gossip", config.gossip_port, 7946, "--gossip-port"),
+        (
+            "the overlay",
+            config.data_path_port,
+            4789,
+            "--data-path-port",
+        ),
+    ];
+    let taken = held
+        .into_iter()
+        .filter(|(_, port, swarms, _)| port == swarms);
+    taken.map(|(part, port, _, flag)| {
+        format!(
+            "{part} has port {port}, which the Swarm needs on each of its nodes; leave {flag} out and restart the agent, \
+             which takes another one beside Docker"
+        )
+    })
 }

@@ -99,6 +99,7 @@ impl Facts {
         let views = self.snapshot.services.iter();
         views
             .map(|(id, view)| self.service(view, unserved.remove(id).unwrap_or_default()))
+            .chain(self.unserved_services())
             .collect()
     }
 
