@@ -10,12 +10,10 @@ use hickory_server::{
     },
     server::Request,
 };
-use ipnetwork::IpNetwork;
-use portolan_model::NetworkName;
 
 use crate::{
     reply::Reply,
-    zone::{Found, Rotation, Zone, Zones},
+    zone::{Found, Others, Rotation, Scope},
 };
 
 /// What is to be done with a query.
@@ -27,12 +25,9 @@ pub(crate) enum Action<'a> {
     Forward(&'a Query),
 }
 
-/// Decides about a query that came to the listener of a network. Clients in `allow` are let in besides
-/// those of the network.
+/// Decides about a query of a client that gets the names of a scope; one that has none is refused.
 pub(crate) fn answer<'a>(
-    zones: &Zones,
-    network: &NetworkName,
-    allow: &[IpNetwork],
+    scope: Option<&Scope<'_>>,
     rotation: &Rotation,
     request: &'a Request,
 ) -> Action<'a> {
@@ -43,23 +38,17 @@ pub(crate) fn answer<'a>(
     let Some(query) = question(request) else {
         return reply(ResponseCode::FormErr);
     };
-    let Some(zone) = zones.get(network) else {
-        // The network is going; its listener follows in a moment.
+    let Some(scope) = scope.filter(|_| !is_refused(query)) else {
         return reply(ResponseCode::Refused);
     };
-    let client = request.src().ip();
-    let admitted =
-        zones.admits(zone, client) || allow.iter().any(|allowed| allowed.contains(client));
-    if !admitted || is_refused(query) {
-        return reply(ResponseCode::Refused);
-    }
     if request.version() > 0 {
         return reply(ResponseCode::BADVERS);
     }
-    match zones.lookup(network, client, query.name(), query.query_type(), rotation) {
-        Found::Foreign if !zone.internal => Action::Forward(query),
-        Found::Foreign if zone.can_ask_elsewhere(zones, client) => reply(ResponseCode::Refused),
-        found => Action::Reply(found_reply(zones, zone, request, query, found)),
+    let found = scope.lookup(query.name(), query.query_type(), rotation);
+    match (found, scope.others) {
+        (Found::Foreign, Others::Forward) => Action::Forward(query),
+        (Found::Foreign, Others::Refuse) => reply(ResponseCode::Refused),
+        (found, _) => Action::Reply(found_reply(scope, request, query, found)),
     }
 }
 
@@ -75,20 +64,14 @@ fn is_refused(query: &Query) -> bool {
     query.query_class() != DNSClass::IN || qtype == 41 || (128..=254).contains(&qtype)
 }
 
-fn found_reply(
-    zones: &Zones,
-    zone: &Zone,
-    request: &Request,
-    query: &Query,
-    found: Found,
-) -> Reply {
+fn found_reply(scope: &Scope<'_>, request: &Request, query: &Query, found: Found) -> Reply {
     let code = match &found {
         Found::Records { .. } => ResponseCode::NoError,
         Found::NoName | Found::Foreign => ResponseCode::NXDomain,
         Found::NotKnownYet => ResponseCode::ServFail,
     };
     let mut reply = Reply::new(request, code);
-    reply.metadata.recursion_available = !zone.internal;
+    reply.metadata.recursion_available = scope.others == Others::Forward;
     match found {
         Found::NotKnownYet => return reply,
         Found::Records {
@@ -103,8 +86,8 @@ fn found_reply(
     reply.metadata.authoritative = true;
     if reply.answers.is_empty() {
         let name = query.name();
-        let soa = soa(zone, &zone.apex(name), zones.ttls().task);
-        if name == zone.origin() && query.query_type() == RecordType::SOA {
+        let soa = soa(scope, scope.apex(name));
+        if *name == scope.origin() && query.query_type() == RecordType::SOA {
             reply.answers.push(soa);
         } else {
             reply.authorities.push(soa);
@@ -115,10 +98,11 @@ fn found_reply(
 
 /// The record by which clients know how long to remember that there is nothing (RFC 2308, section 5).
 /// Its serial is constant: nobody transfers these zones.
-fn soa(zone: &Zone, apex: &Name, ttl: u32) -> Record {
+fn soa(scope: &Scope<'_>, apex: Name) -> Record {
+    let (origin, ttl) = (scope.origin(), scope.negative_ttl());
     let under = |label: &str| {
-        let name = zone.origin().prepend_label(label);
-        name.unwrap_or_else(|_| zone.origin().clone())
+        let name = origin.prepend_label(label);
+        name.unwrap_or_else(|_| origin.clone())
     };
     let times = [3600, 600, 86_400];
     let [refresh, retry, expire] = times;
@@ -131,5 +115,5 @@ fn soa(zone: &Zone, apex: &Name, ttl: u32) -> Record {
         expire,
         ttl,
     );
-    Record::from_rdata(apex.clone(), ttl, RData::SOA(data))
+    Record::from_rdata(apex, ttl, RData::SOA(data))
 }

@@ -1,6 +1,11 @@
 //! What the server is told, and what can go wrong with it.
 
-use std::{io, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    io,
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
 
 use ipnetwork::IpNetwork;
 
@@ -25,6 +30,9 @@ impl Default for Upstreams {
 pub struct DnsConfig {
     /// The port on each gateway address, UDP and TCP.
     pub port: u16,
+    /// An address of this node at which all its containers can ask, and its own processes; see
+    /// [`crate::Askers`] for who gets which names there. `None`: no such address.
+    pub node_address: Option<Ipv4Addr>,
     /// Where names that are not ours are asked for. This server's own listeners among them are left
     /// out, or it would ask itself.
     pub upstreams: Upstreams,
@@ -47,6 +55,7 @@ impl Default for DnsConfig {
     fn default() -> Self {
         Self {
             port: 53,
+            node_address: None,
             upstreams: Upstreams::default(),
             task_ttl: Duration::from_secs(5),
             vip_ttl: Duration::from_mins(1),

@@ -117,10 +117,19 @@ impl Forwarder {
         listed: Result<Vec<SocketAddr>, String>,
         own: &BTreeSet<SocketAddr>,
     ) -> Result<(), String> {
-        let mut addresses = listed?;
-        addresses.retain(|address| !own.contains(address));
+        let listed = listed?;
+        let others = listed.iter().copied().filter(|one| !own.contains(one));
+        let addresses: Vec<SocketAddr> = others.collect();
         if addresses.is_empty() {
-            return Err(format!("{} names no resolver to forward to", self.source));
+            return Err(match listed.first() {
+                None => format!("{} names no resolver to forward to", self.source),
+                Some(first) => format!(
+                    "{} names no resolver but {}, which is this agent: give it one to forward to with \
+                     --dns-upstream",
+                    self.source,
+                    first.ip()
+                ),
+            });
         }
         let current = self.resolvers.load();
         if current

@@ -7,13 +7,13 @@ use hickory_server::{
     proto::op::{Message, MessageType},
     server::Request,
 };
-use portolan_model::NetworkName;
 
 use crate::{
+    Askers,
     answer::{Action, answer},
     reply::UDP_PAYLOAD,
     testing::{World, encoded, network_name},
-    zone::{Rotation, Ttls, Zones},
+    zone::{Rotation, Scope, Ttls, Zones},
 };
 
 /// The same world before and after all sources have reported.
@@ -25,13 +25,14 @@ static WORLDS: LazyLock<[Zones; 2]> = LazyLock::new(|| {
 });
 static ROTATION: LazyLock<Rotation> = LazyLock::new(Rotation::default);
 
-/// Answers these bytes as the server does, over UDP and TCP, on a network, on an internal one and to a
-/// client that is on neither.
+/// Answers these bytes as the server does, over UDP and TCP, on a network, on an internal one, at the node's own
+/// address, and to a client that is on neither network.
 ///
 /// # Panics
 /// A reply that cannot be decoded, or is longer than its client takes.
 pub fn fuzz_query(bytes: &[u8]) {
-    let networks: [NetworkName; 2] = ["prod", "vault"].map(network_name);
+    let networks = ["prod", "vault"].map(network_name);
+    let askers = Askers::default();
     let clients: [SocketAddr; 3] =
         [[10, 96, 0, 11], [10, 97, 0, 11], [192, 0, 2, 200]].map(|ip| (ip, 5353).into());
     for client in clients {
@@ -43,9 +44,13 @@ pub fn fuzz_query(bytes: &[u8]) {
                 return;
             }
             for zones in WORLDS.iter() {
-                for network in &networks {
-                    let action = answer(zones, network, &[], &ROTATION, &request);
-                    check(&request, action);
+                let mut scopes: Vec<Option<Scope<'_>>> = networks
+                    .iter()
+                    .map(|network| zones.on(network, client.ip(), &[]))
+                    .collect();
+                scopes.push(zones.at_node(&askers, client.ip(), &[]));
+                for scope in &scopes {
+                    check(&request, answer(scope.as_ref(), &ROTATION, &request));
                 }
             }
         }

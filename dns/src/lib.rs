@@ -30,6 +30,7 @@
 //! (to musl a REFUSED is a timeout), and REFUSED to those that can ask elsewhere.
 
 mod answer;
+mod askers;
 mod config;
 mod forward;
 mod ports;
@@ -43,6 +44,7 @@ mod zone;
 #[cfg(feature = "fuzzing")]
 mod fuzzing;
 
+pub use askers::Askers;
 pub use config::{DnsConfig, DnsError, Upstreams};
 #[cfg(feature = "fuzzing")]
 pub use fuzzing::fuzz_query;

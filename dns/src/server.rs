@@ -12,29 +12,31 @@ use std::{
 
 use arc_swap::ArcSwap;
 use hickory_server::{proto::op::Query, server::Request};
-use portolan_model::{NetworkName, NodeId, Snapshot};
+use portolan_model::{NodeId, Snapshot};
 use tokio::{sync::watch, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    DnsConfig, DnsError, DnsStats,
+    Askers, DnsConfig, DnsError, DnsStats,
     answer::{self, Action},
     forward::Forwarder,
     reply::Reply,
     stats::{Counters, Problems},
-    zone::{Rotation, Ttls, Zones},
+    zone::{Door, Rotation, Ttls, Zones},
 };
 use listeners::Listeners;
 
 /// How often a listener that could not be bound is tried again, and the list of upstreams read again.
 const TICK: Duration = Duration::from_secs(1);
 
-/// Answers the tasks of each network on this node's gateway address there.
+/// Answers the tasks of each network on this node's gateway address there, and all who are on this node at an
+/// address of its own.
 #[derive(Debug)]
 pub struct DnsServer {
     config: DnsConfig,
     ttls: Ttls,
     zones: ArcSwap<Zones>,
+    askers: ArcSwap<Askers>,
     rotation: Rotation,
     forwarder: Forwarder,
     counters: Counters,
@@ -66,10 +68,12 @@ impl DnsServer {
             return wrong("vip_ttl", "it is longer than 2147483647 s");
         };
         let ttls = Ttls { task, vip };
+        let nobody = Askers::default().with_own(config.node_address);
         let nothing = Snapshot::empty(NodeId::from_bytes([0; 16]));
         Ok(Self {
             ttls,
             zones: ArcSwap::from_pointee(Zones::new(&nothing, ttls)),
+            askers: ArcSwap::from_pointee(nobody),
             rotation: Rotation::default(),
             forwarder: Forwarder::new(&config),
             counters: Counters::default(),
@@ -84,8 +88,15 @@ impl DnsServer {
         self.zones.store(Arc::new(Zones::new(snapshot, self.ttls)));
     }
 
+    /// Tells who may ask at the node's own address from now on; before the first call only tasks on our
+    /// networks, and processes of the node.
+    pub fn set_askers(&self, askers: Askers) {
+        let askers = askers.with_own(self.config.node_address);
+        self.askers.store(Arc::new(askers));
+    }
+
     /// Follows the snapshot and answers until `cancel`: on each network on which this node has a
-    /// gateway address, UDP and TCP. An address need not be configured yet (`IP_FREEBIND`). One that
+    /// gateway address, and at the node's own, UDP and TCP. An address need not be configured yet (`IP_FREEBIND`). One that
     /// cannot be bound is a problem, tried again each second. When the sender of the snapshots goes,
     /// the last one stays in force.
     ///
@@ -152,16 +163,21 @@ impl DnsServer {
         }
     }
 
-    /// The reply to a query that came to the address of a network. Only one that is not ours waits for
-    /// anything.
-    async fn reply(&self, network: &NetworkName, request: &Request) -> Reply {
-        let (zones, allow) = (self.zones.load_full(), &self.config.allow);
-        let reply = match answer::answer(&zones, network, allow, &self.rotation, request) {
+    /// The reply to a query that came in by a door; `None` to one from outside. Only one that is not ours
+    /// waits for anything.
+    async fn reply(&self, door: &Door, request: &Request) -> Option<Reply> {
+        let (zones, askers) = (self.zones.load_full(), self.askers.load_full());
+        let (client, allow) = (request.src().ip(), &self.config.allow);
+        let scope = match door {
+            Door::Network(network) => zones.on(network, client, allow),
+            Door::Node => Some(zones.at_node(&askers, client, allow)?),
+        };
+        let reply = match answer::answer(scope.as_ref(), &self.rotation, request) {
             Action::Reply(reply) => reply,
             Action::Forward(query) => self.forwarder.forward(request, query, &self.counters).await,
         };
         let qtype = answer::question(request).map(Query::query_type);
         self.counters.reply(qtype, reply.metadata.response_code);
-        reply
+        Some(reply)
     }
 }

@@ -2,6 +2,7 @@
 
 mod build;
 mod lookup;
+mod scope;
 #[cfg(test)]
 mod tests;
 
@@ -17,6 +18,8 @@ use std::{
 use hickory_server::proto::rr::{Name, Record};
 use ipnetwork::Ipv4Network;
 use portolan_model::{NetworkName, Service};
+
+pub(crate) use scope::{Door, Others, Scope};
 
 /// Seconds that clients may keep answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,10 +44,11 @@ pub(crate) struct Zones {
 /// The names of one network. Keys compare without case.
 #[derive(Debug)]
 pub(crate) struct Zone {
+    name: NetworkName,
     /// `<network>.`, which every name may have behind it.
     origin: Name,
     subnet: Ipv4Network,
-    pub(crate) internal: bool,
+    internal: bool,
     /// This node's address there.
     gateway: Option<Ipv4Addr>,
     names: HashMap<Name, Entry>,
@@ -129,55 +133,10 @@ impl Rotation {
 }
 
 impl Zones {
-    /// The zone of a network.
-    pub(crate) fn get(&self, network: &NetworkName) -> Option<&Zone> {
-        self.networks.get(network)
-    }
-
-    /// The TTLs that answers carry.
-    pub(crate) const fn ttls(&self) -> Ttls {
-        self.ttls
-    }
-
     /// The networks that this node serves, with the address to serve them at.
     pub(crate) fn served(&self) -> impl Iterator<Item = (&NetworkName, Ipv4Addr)> {
         self.networks
             .iter()
             .filter_map(|(name, zone)| Some((name, zone.gateway?)))
-    }
-
-    /// Whether a client is on the network, or is this node.
-    pub(crate) fn admits(&self, zone: &Zone, client: IpAddr) -> bool {
-        let inside = match client {
-            IpAddr::V4(ip) => zone.subnet.contains(ip),
-            IpAddr::V6(_) => false,
-        };
-        inside || self.own.contains(&client)
-    }
-}
-
-impl Zone {
-    /// The apex that covers a name: the network's for names under it, else the root's.
-    pub(crate) fn apex(&self, name: &Name) -> Name {
-        if self.origin.zone_of(name) {
-            self.origin.clone()
-        } else {
-            Name::root()
-        }
-    }
-
-    /// `<network>.`.
-    pub(crate) const fn origin(&self) -> &Name {
-        &self.origin
-    }
-
-    /// Whether a client is known to be on another network than this too.
-    pub(crate) fn can_ask_elsewhere(&self, zones: &Zones, client: IpAddr) -> bool {
-        self.also_on.get(&client).is_some_and(|others| {
-            others
-                .iter()
-                .filter_map(|other| zones.get(other))
-                .any(|other| !other.internal)
-        })
     }
 }

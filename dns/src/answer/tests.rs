@@ -47,7 +47,8 @@ fn act(
     let client = SocketAddr::new(client.parse().unwrap(), 5353);
     let request = Request::from_bytes(bytes.to_vec(), client, transport).ok()?;
     let (network, allow) = (network_name(network), ["203.0.113.0/24".parse().unwrap()]);
-    match answer(&zones, &network, &allow, &Rotation::default(), &request) {
+    let scope = zones.on(&network, client.ip(), &allow);
+    match answer(scope.as_ref(), &Rotation::default(), &request) {
         Action::Reply(reply) => encoded(&request, reply),
         Action::Forward(_) => None,
     }

@@ -1,4 +1,4 @@
-//! Sockets where this node has a gateway: one server of hickory's for each network.
+//! Sockets where this node has a gateway, and at its own address: one server of hickory's for each.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -9,7 +9,6 @@ use std::{
 };
 
 use hickory_server::{Server, net::NetError};
-use portolan_model::NetworkName;
 use socket2::{Domain, Socket, Type};
 use tokio::{
     net::{TcpListener, UdpSocket},
@@ -18,7 +17,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{DnsServer, handler::Handler};
-use crate::DnsError;
+use crate::{DnsError, zone::Door};
 
 /// UDP sockets for each address: hickory reads a socket in one task, so one alone would be the bound.
 const UDP_SOCKETS: usize = 2;
@@ -29,8 +28,8 @@ const IDLE: Duration = Duration::from_secs(10);
 /// Replies that wait for a slow reader of a connection.
 const RESPONSES: usize = 32;
 
-/// A network, and the address where it is served.
-type Key = (NetworkName, SocketAddr);
+/// What is served, and the address where.
+type Key = (Door, SocketAddr);
 
 /// A server that ended, and whether it had been told to.
 pub(super) struct Ended {
@@ -66,10 +65,11 @@ impl Listeners {
     pub(super) fn reconcile(&mut self, server: &Arc<DnsServer>) {
         let at = |ip: Ipv4Addr| SocketAddr::from((ip, server.config.port));
         let zones = server.zones.load();
-        let wanted: BTreeSet<Key> = zones
+        let networks = zones
             .served()
-            .map(|(network, gateway)| (network.clone(), at(gateway)))
-            .collect();
+            .map(|(network, gateway)| (Door::Network(network.clone()), at(gateway)));
+        let node = server.config.node_address.map(|ip| (Door::Node, at(ip)));
+        let wanted: BTreeSet<Key> = networks.chain(node).collect();
         self.bound.retain(|key, running| {
             let keep = wanted.contains(key);
             if !keep {
@@ -141,14 +141,17 @@ impl Listeners {
 }
 
 fn object(key: &Key) -> String {
-    format!("DNS of network {} on {}", key.0, key.1)
+    match &key.0 {
+        Door::Network(network) => format!("DNS of network {network} on {}", key.1),
+        Door::Node => format!("DNS of this node on {}", key.1),
+    }
 }
 
 /// A server on all sockets of an address, or none: what is bound already is closed on an error.
 ///
 /// TCP goes first. UDP sockets that share their port would also share it with those of another agent,
 /// each with a part of the queries; its TCP listener keeps us from that.
-fn bind(server: &Arc<DnsServer>, (network, address): &Key) -> Result<Server<Handler>, BindError> {
+fn bind(server: &Arc<DnsServer>, (door, address): &Key) -> Result<Server<Handler>, BindError> {
     let failed = |protocol| {
         move |source| BindError {
             address: *address,
@@ -163,7 +166,7 @@ fn bind(server: &Arc<DnsServer>, (network, address): &Key) -> Result<Server<Hand
         .map_err(failed("udp"))?;
     let mut serving = Server::new(Handler {
         server: Arc::clone(server),
-        network: network.clone(),
+        door: door.clone(),
     });
     serving.register_listener(tcp, IDLE, RESPONSES);
     for socket in udp {

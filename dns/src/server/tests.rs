@@ -2,6 +2,7 @@
 
 mod forwarding;
 mod harness;
+mod node_address;
 
 use std::{net::SocketAddr, time::Duration};
 

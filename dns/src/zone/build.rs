@@ -75,6 +75,7 @@ impl Builder {
     fn new(snapshot: &Snapshot, view: &NetworkView, ttls: Ttls) -> Self {
         Self {
             zone: Zone {
+                name: view.network.name.clone(),
                 origin: name(view.network.name.as_str()).unwrap_or_else(Name::root),
                 subnet: view.network.subnet,
                 internal: view.network.internal,

@@ -2,14 +2,12 @@
 
 use std::{iter, net::IpAddr};
 
+use super::{Entry, Found, Rotation, Scope, Zone, Zones};
+use crate::ports;
 use hickory_server::proto::rr::{
     Name, RData, Record, RecordType,
     rdata::{A, AAAA, PTR, SRV},
 };
-use portolan_model::NetworkName;
-
-use super::{Entry, Found, Rotation, Zone, Zones};
-use crate::ports;
 
 /// A question, and what all answers to it share.
 struct Asked<'a> {
@@ -22,40 +20,60 @@ struct Asked<'a> {
     task_ttl: u32,
 }
 
-impl Zones {
-    /// What a client on a network is told about a name.
-    pub(crate) fn lookup(
-        &self,
-        network: &NetworkName,
-        client: IpAddr,
-        name: &Name,
-        qtype: RecordType,
-        rotation: &Rotation,
-    ) -> Found {
-        let Some(zone) = self.get(network) else {
-            return Found::Foreign;
-        };
+impl Scope<'_> {
+    /// What the client is told about a name.
+    pub(crate) fn lookup(&self, name: &Name, qtype: RecordType, rotation: &Rotation) -> Found {
         let asked = Asked {
             name,
             address: host_address(name),
             qtype,
             rotation,
-            synced: self.synced,
-            task_ttl: self.ttls.task,
+            synced: self.zones.synced && !self.incomplete,
+            task_ttl: self.zones.ttls.task,
         };
-        let others = zone.also_on.get(&client).into_iter().flatten();
-        let found = iter::once(zone)
-            .chain(others.filter_map(|other| self.get(other)))
-            .find_map(|zone| zone.lookup(&asked));
+        let found = self.networks.iter().find_map(|zone| zone.lookup(&asked));
         if let Some(found) = found {
             return found;
         }
-        let ours = name.iter().len() == 1
-            || asked.address.is_some_and(|ip| self.is_mesh_address(ip))
-            || (!self.synced && zone.may_turn_out_ours(name));
+        // Who gets no names of ours asks other servers for those of one label too.
+        let expects = !self.networks.is_empty() || self.incomplete;
+        let ours = (expects && name.iter().len() == 1)
+            || asked
+                .address
+                .is_some_and(|ip| self.zones.is_mesh_address(ip))
+            || (!asked.synced && self.may_turn_out_ours(name));
         if ours { asked.absent() } else { Found::Foreign }
     }
 
+    /// The network's name that a name is under, else the root.
+    pub(crate) fn apex(&self, name: &Name) -> Name {
+        let mut origins = self.networks.iter().map(|zone| &zone.origin);
+        let covering = origins.find(|origin| origin.zone_of(name));
+        covering.cloned().unwrap_or_else(Name::root)
+    }
+
+    /// The name of the network that is asked first, under which the SOA's own names are.
+    pub(crate) fn origin(&self) -> Name {
+        let first = self.networks.first();
+        first.map_or_else(Name::root, |zone| zone.origin.clone())
+    }
+
+    /// How long clients may keep that there is nothing, in seconds.
+    pub(crate) fn negative_ttl(&self) -> u32 {
+        self.zones.ttls.task
+    }
+
+    fn may_turn_out_ours(&self, name: &Name) -> bool {
+        if self.incomplete {
+            let mut all = self.zones.networks.values();
+            return all.any(|zone| zone.may_turn_out_ours(name));
+        }
+        let mut networks = self.networks.iter();
+        networks.any(|zone| zone.may_turn_out_ours(name))
+    }
+}
+
+impl Zones {
     fn is_mesh_address(&self, ip: IpAddr) -> bool {
         match ip {
             IpAddr::V4(ip) => self.subnets.iter().any(|subnet| subnet.contains(ip)),

@@ -26,7 +26,8 @@ fn ask_on(
     let name = Name::from_ascii(name).unwrap();
     let client: IpAddr = client.parse().unwrap();
     let rotation = Rotation::default();
-    match zones.lookup(&network_name(network), client, &name, qtype, &rotation) {
+    let scope = zones.on(&network_name(network), client, &[]).unwrap();
+    match scope.lookup(&name, qtype, &rotation) {
         Found::Records {
             answers,
             additionals,
@@ -357,8 +358,8 @@ fn every_address_stands_first_in_turn_also_when_the_zone_is_replaced() {
         .map(|_| {
             let zones = Zones::new(&snapshot, Ttls { task: 5, vip: 60 });
             let client = CLIENT.parse().unwrap();
-            let a = RecordType::A;
-            match zones.lookup(&network_name("prod"), client, &name, a, &rotation) {
+            let scope = zones.on(&network_name("prod"), client, &[]).unwrap();
+            match scope.lookup(&name, RecordType::A, &rotation) {
                 Found::Records { answers, .. } => answers[0].data.to_string(),
                 other => panic!("{other:?}"),
             }
