@@ -5,6 +5,7 @@
 //! takes the agent down, with the reason.
 
 mod admin;
+mod askers;
 mod bpf_fs;
 mod cgroup;
 mod command;
@@ -183,6 +184,10 @@ pub async fn run(config: Config) -> anyhow::Result<End> {
         async move { Ok(dns.run(snapshots, ends).await?) }
     });
     parts.add(
+        "who asks for names",
+        askers::follow(Arc::clone(&shared.dns), overlay.standing()),
+    );
+    parts.add(
         "the planes",
         plane_thread::follow(plane.clone(), snapshots, overlay.standing()),
     );
@@ -232,6 +237,7 @@ fn overlay_config(config: &Config) -> portolan_overlay::Config {
     portolan_overlay::Config {
         underlay: config.advertise,
         data_path_port: config.data_path_port,
+        node_address: config.dns_address,
     }
 }
 
@@ -243,6 +249,7 @@ fn dns_config(config: &Config) -> DnsConfig {
     };
     DnsConfig {
         port: config.dns_port,
+        node_address: config.dns_address,
         upstreams,
         ..DnsConfig::default()
     }

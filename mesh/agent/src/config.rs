@@ -13,7 +13,7 @@ mod value;
 
 use std::{
     fmt,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
 };
 
@@ -72,8 +72,11 @@ pub struct Config {
     /// Where names that are not ours are asked for; empty: those of `/etc/resolv.conf`,
     /// which is read again when it changes.
     pub dns_upstream: Vec<SocketAddr>,
-    /// The UDP and TCP port of DNS on the gateway addresses.
+    /// The UDP and TCP port of DNS on the gateway addresses, and at `dns_address`.
     pub dns_port: u16,
+    /// An address that the agent gives the node, the same on every node, where its containers and its own
+    /// processes ask for names. `None`: only tasks can ask, at gateway addresses.
+    pub dns_address: Option<Ipv4Addr>,
     /// How log lines look.
     pub log_format: LogFormat,
     /// Which log lines are written: a level, or directives as `tracing_subscriber::EnvFilter` reads them.

@@ -9,7 +9,7 @@ mod forward;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr},
     time::{Duration, Instant},
 };
 
@@ -49,6 +49,8 @@ pub(crate) struct Guard {
 pub(crate) struct Rules {
     /// The UDP port of VXLAN.
     pub(crate) port: u16,
+    /// The node's own address for its containers.
+    pub(crate) node_address: Option<Ipv4Addr>,
     /// The underlay addresses from which VXLAN packets are accepted.
     pub(crate) members: BTreeSet<IpAddr>,
     /// What is each VNI's: first the subnet, from which tasks may send, then what else nodes send from.
@@ -195,6 +197,13 @@ impl Rules {
                  counter name {NON_MEMBER} drop"
             );
         }
+        if let Some(address) = self.node_address {
+            let _ = writeln!(
+                script,
+                "add rule {TABLE} underlay ip daddr {address} iifname != lo meta iifkind != \"bridge\" \
+                 counter name {MISDIRECTED} drop"
+            );
+        }
         for (&vni, ranges) in &self.networks {
             let (bridge, vxlan) = (names::bridge(vni), names::vxlan(vni));
             let listed = |ranges: &[Ipv4Network]| {
@@ -242,6 +251,7 @@ mod tests {
     fn rules() -> Rules {
         Rules {
             port: 4789,
+            node_address: Some(Ipv4Addr::new(169, 254, 77, 53)),
             members: BTreeSet::from(["10.77.0.12".parse().unwrap(), "fd77::12".parse().unwrap()]),
             networks: BTreeMap::from([(4096, vec!["10.208.0.0/12".parse().unwrap()])]),
         }

@@ -32,6 +32,7 @@ mod names;
 mod netlink;
 mod netns;
 mod nft;
+mod node_address;
 mod objects;
 mod plug;
 mod program;
@@ -77,6 +78,9 @@ pub struct Config {
     pub underlay: IpAddr,
     /// The UDP port of VXLAN packets, the same on all nodes.
     pub data_path_port: u16,
+    /// An address that the node gets on its loopback link, for its containers to reach it at, whatever bridge
+    /// they are on. Where there is `nft`, packets to it from other links than bridges are dropped.
+    pub node_address: Option<Ipv4Addr>,
 }
 
 /// Packets that the packet filter has dropped since its table was made.
@@ -84,7 +88,8 @@ pub struct Config {
 pub struct Counters {
     /// VXLAN packets from addresses that are no members'.
     pub non_member_packets: u64,
-    /// Packets to an address of a network from a link that is not the network's.
+    /// Packets to an address of a network from a link that is not the network's, and to the node's own address
+    /// for its containers from one that is none of theirs.
     pub misdirected_packets: u64,
     /// Packets on a network from an address that is not the network's.
     pub forged_source_packets: u64,
@@ -149,6 +154,7 @@ impl Overlay {
         // The filter comes first, so that no network is open for a moment.
         let rules = Rules {
             port: self.config.data_path_port,
+            node_address: self.config.node_address,
             members: desired
                 .members
                 .iter()
@@ -163,6 +169,9 @@ impl Overlay {
         };
         if let Err(error) = self.guard.apply(rules, snapshot.synced) {
             failures.push(failure("packet filter", error));
+        }
+        if let Err(error) = node_address::ensure(&mut self.netlink, self.config.node_address) {
+            failures.push(failure("node address", error));
         }
         self.note(&desired);
         let settings = self.settings();
@@ -253,7 +262,14 @@ impl Overlay {
         if followed {
             links = self.links()?;
         }
-        Ok(Around::new(&links, &addresses, &self.known))
+        let mut around = Around::new(&links, &addresses, &self.known);
+        let subnets = node_address::container_subnets(&links, &addresses, self.config.underlay);
+        around.containers.extend(subnets);
+        // Nobody publishes ports there, where names are asked for.
+        if let Some(address) = self.config.node_address {
+            around.own.remove(&address.into());
+        }
+        Ok(around)
     }
 
     /// What the packet filter has dropped, as of some seconds ago.
@@ -279,6 +295,7 @@ impl Overlay {
         let settings = self.settings();
         let failures = program::remove(&mut self.netlink, settings, &Desired::default());
         errors.extend(failures.into_iter().map(|failure| failure.error));
+        errors.extend(node_address::ensure(&mut self.netlink, None).err());
         errors.extend(self.guard.remove().err());
         if errors.is_empty() {
             Ok(())

@@ -157,6 +157,7 @@ mod tests {
         Config {
             underlay: underlay.parse().unwrap(),
             data_path_port: 4789,
+            node_address: None,
         }
     }
 

@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use ipnetwork::Ipv4Network;
 use portolan_model::{INGRESS_NETWORK, Snapshot, TaskId};
 use portolan_overlay::{Around, Attachment, Counters, Overlay, OverlayError};
 use tokio::sync::{oneshot, watch};
@@ -40,6 +41,8 @@ pub(super) struct OverlayStanding {
     pub adopted: BTreeSet<TaskId>,
     /// Why tasks of this node cannot have IPv6 addresses, if so.
     pub no_ipv6: Option<String>,
+    /// Where containers are that other software has put on bridges.
+    pub containers: BTreeSet<Ipv4Network>,
     /// What the kernel has of the overlay, and around it; `None` until a snapshot has been programmed.
     pub around: Option<Around>,
 }
@@ -225,14 +228,17 @@ impl Worker {
             self.overlay.no_ipv6(),
         );
         // What cannot be read now stays as it was.
-        let around = self.all_known.then(|| self.overlay.around().ok()).flatten();
+        let around = self.overlay.around().ok();
         self.standing.send_if_modified(|standing| {
             let before = standing.clone();
             standing.problems.retain(|p| p.starts_with("overlay: "));
             standing.problems.extend(problems);
             (standing.counters, standing.mtu, standing.vanished) = (counters, mtu, vanished);
             standing.no_ipv6 = no_ipv6;
-            standing.around = around.or(standing.around.take());
+            if let Some(around) = around {
+                standing.containers.clone_from(&around.containers);
+                standing.around = Some(around).filter(|_| self.all_known);
+            }
             *standing != before
         });
     }

@@ -1,10 +1,16 @@
 //! The keys of the configuration: one table for the file, the environment, the flags and the help.
 
+use std::net::Ipv4Addr;
+
 /// Where the admin API listens unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/portolan/portolan.sock";
 
 /// Where a Docker engine listens unless told otherwise.
 pub const DEFAULT_DOCKER: &str = "/var/run/docker.sock";
+
+/// Where names are asked for unless told otherwise: a link-local address (RFC 3927) that nothing else takes by
+/// custom, as 169.254.169.254 is taken.
+pub(super) const DEFAULT_DNS_ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 77, 53);
 
 /// A key of the configuration. In the file it is [`Key::name`], in the environment [`Key::variable`], and
 /// on the command line [`Key::flag`].
@@ -46,6 +52,8 @@ pub enum Key {
     DnsUpstream,
     /// The port of DNS.
     DnsPort,
+    /// Where a node's containers ask for names.
+    DnsAddress,
     /// How log lines look.
     LogFormat,
     /// Which log lines are written.
@@ -71,7 +79,7 @@ pub(crate) enum Shape {
 
 impl Key {
     /// Every key, in the order of the help.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::Name,
         Self::Advertise,
         Self::GossipPort,
@@ -90,6 +98,7 @@ impl Key {
         Self::FastPathFlows,
         Self::DnsUpstream,
         Self::DnsPort,
+        Self::DnsAddress,
         Self::LogFormat,
         Self::Log,
         Self::MaxConnections,
@@ -116,6 +125,7 @@ impl Key {
             Self::FastPathFlows => "fast_path_flows",
             Self::DnsUpstream => "dns_upstream",
             Self::DnsPort => "dns_port",
+            Self::DnsAddress => "dns_address",
             Self::LogFormat => "log_format",
             Self::Log => "log",
             Self::MaxConnections => "max_connections",
@@ -152,6 +162,7 @@ impl Key {
             | Self::Http
             | Self::Plane
             | Self::BpfDir
+            | Self::DnsAddress
             | Self::LogFormat
             | Self::Log => Shape::Text,
         }
@@ -171,6 +182,7 @@ impl Key {
             Self::Http => "IP:PORT",
             Self::Plane => "PLANE",
             Self::DnsUpstream => "IP[:PORT],...",
+            Self::DnsAddress => "IP|none",
             Self::LogFormat => "FORMAT",
             Self::Log => "FILTER",
             Self::FastPathFlows | Self::MaxConnections => "N",
@@ -206,6 +218,9 @@ impl Key {
             Self::FastPathFlows => "Flows that the fast path knows at once [default: 524288]",
             Self::DnsUpstream => "Resolvers for other names [default: those of /etc/resolv.conf]",
             Self::DnsPort => "Port of DNS on the gateway addresses [default: 53]",
+            Self::DnsAddress => {
+                "Where containers of this node ask for names, by --dns [default: 169.254.77.53]"
+            }
             Self::LogFormat => "text or json [default: text]",
             Self::Log => {
                 "A level, or directives such as info,portolan_gossip=debug [default: info]"

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
 };
 
@@ -11,7 +11,7 @@ use portolan_model::PlaneChoice;
 
 use super::{
     Config, ConfigProblem, DockerChoice, LogFormat,
-    key::{DEFAULT_DOCKER, DEFAULT_SOCKET, Key},
+    key::{DEFAULT_DNS_ADDRESS, DEFAULT_DOCKER, DEFAULT_SOCKET, Key},
     layer::{Entry, Fault, Layer, Origin, Value},
     machine::{Machine, check_key_file, is_foreign, reason},
     value::{self, Seed},
@@ -82,7 +82,12 @@ impl Reader {
     /// Reads every key before it gives up on any, so that all problems are found.
     fn config(&mut self, machine: &impl Machine) -> Option<Config> {
         let name = self.name(machine);
-        let advertise = self.advertise(machine);
+        let dns_address = self.one(
+            Key::DnsAddress,
+            Some(DEFAULT_DNS_ADDRESS),
+            value::node_address,
+        );
+        let advertise = self.advertise(machine, dns_address.flatten());
         let docker = self.one(Key::Docker, DockerChoice::Auto, value::docker);
         let ports = Ports::beside(docker.as_ref(), machine);
         let gossip_port = self.one(Key::GossipPort, ports.gossip, value::port);
@@ -134,6 +139,17 @@ impl Reader {
                 ),
             );
         }
+        if let (Some(advertise), Some(Some(address))) = (advertise, dns_address)
+            && advertise == address
+        {
+            self.wrong(
+                Key::DnsAddress,
+                Fault::new(
+                    format!("{address} is advertise already"),
+                    "give one that is nobody's, such as 169.254.77.53, or none",
+                ),
+            );
+        }
         if let (Some(gossip), Some(http)) = (gossip_port, http)
             && gossip == http.port()
             && (http.ip().is_unspecified() || advertise == Some(http.ip()))
@@ -165,6 +181,7 @@ impl Reader {
             fast_path_flows: fast_path_flows?,
             dns_upstream: dns_upstream?,
             dns_port: dns_port?,
+            dns_address: dns_address?,
             log_format: log_format?,
             log: log?,
             max_connections: max_connections?,
@@ -189,7 +206,8 @@ impl Reader {
         }
     }
 
-    fn advertise(&mut self, machine: &impl Machine) -> Option<IpAddr> {
+    /// `besides` is an address that an agent has given this machine.
+    fn advertise(&mut self, machine: &impl Machine, besides: Option<Ipv4Addr>) -> Option<IpAddr> {
         if self.entries.contains_key(&Key::Advertise) {
             let placeholder = IpAddr::from([127, 0, 0, 1]);
             return self.one(Key::Advertise, placeholder, value::unicast);
@@ -198,6 +216,7 @@ impl Reader {
             .addresses()
             .into_iter()
             .filter(|(interface, ip)| !is_foreign(interface) && is_global(*ip))
+            .filter(|(_, ip)| besides.is_none_or(|besides| *ip != besides))
             .collect();
         if let [(_, only)] = candidates.as_slice() {
             return Some(*only);

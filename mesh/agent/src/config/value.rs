@@ -1,7 +1,7 @@
 //! What the text of a value means.
 
 use std::{
-    net::{IpAddr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::PathBuf,
     str::FromStr,
 };
@@ -64,6 +64,26 @@ pub(crate) fn unicast(text: &str) -> Parsed<IpAddr> {
         format!("{address} {why}"),
         "give one address of this machine that other nodes reach",
     ))
+}
+
+/// An IPv4 address that a machine can take for itself, or `none`.
+pub(crate) fn node_address(text: &str) -> Parsed<Option<Ipv4Addr>> {
+    if text == "none" {
+        return Ok(None);
+    }
+    let remedy = "give one that is nobody's, such as 169.254.77.53, or none";
+    let address: Ipv4Addr = text
+        .parse()
+        .map_err(|_| Fault::new(format!("{} is no IPv4 address", quoted(text)), remedy))?;
+    let unfit = address.is_unspecified()
+        || address.is_multicast()
+        || address.is_broadcast()
+        || address.is_loopback();
+    if unfit {
+        let message = format!("{address} is no address at which containers reach their node");
+        return Err(Fault::new(message, remedy));
+    }
+    Ok(Some(address))
 }
 
 /// An address with its port.

@@ -100,6 +100,7 @@ impl Agent {
             bpf_dir: node.dir().join("bpf"),
             dns_upstream: Vec::new(),
             dns_port: 53,
+            dns_address: None,
             log_format: LogFormat::Text,
             log: "info".to_owned(),
             max_connections: 1000,

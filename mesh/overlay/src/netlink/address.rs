@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, Parseable};
 use netlink_packet_route::{
     RouteNetlinkMessage,
-    address::{AddressAttribute, AddressFlags, AddressMessage},
+    address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope},
 };
 
 use super::{Family, Netlink, NetlinkError};
@@ -70,6 +70,33 @@ impl Netlink {
     pub(crate) fn add_address(&mut self, address: &Address) -> Result<(), NetlinkError> {
         let request = RouteNetlinkMessage::NewAddress(address.message());
         self.change(request, NLM_F_CREATE | NLM_F_EXCL)
+    }
+
+    /// Adds an address for this machine alone, under a label by which it is found again: the link's name and
+    /// what comes after it, `IFA_LABEL` of rtnetlink(7).
+    pub(crate) fn add_host_address(
+        &mut self,
+        address: &Address,
+        label: &str,
+    ) -> Result<(), NetlinkError> {
+        let mut message = address.message();
+        message.header.scope = AddressScope::Host;
+        message
+            .attributes
+            .push(AddressAttribute::Label(label.to_owned()));
+        let request = RouteNetlinkMessage::NewAddress(message);
+        self.change(request, NLM_F_CREATE | NLM_F_EXCL)
+    }
+
+    /// All addresses under a label.
+    pub(crate) fn labelled_addresses(&mut self, label: &str) -> Result<Vec<Address>, NetlinkError> {
+        let request = RouteNetlinkMessage::GetAddress(AddressMessage::default());
+        let wanted = AddressAttribute::Label(label.to_owned());
+        self.dump(&request, |kind, payload| {
+            let message = AddressMessage::parse(payload).ok()?;
+            message.attributes.contains(&wanted).then_some(())?;
+            Address::parse(kind, payload)
+        })
     }
 
     /// Removes an address.

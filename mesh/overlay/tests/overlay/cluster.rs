@@ -15,6 +15,9 @@ use portolan_model::{
 use portolan_overlay::{AttachEndpoint, Attachment, Config, DEFAULT_PORT, NetnsRef, Overlay};
 use portolan_testbed::{Lab, Namespace, Node};
 
+/// The address that each node has besides.
+pub(crate) const NODE_ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 77, 53);
+
 type Job = Box<dyn FnOnce(&mut Overlay) + Send>;
 
 /// An overlay on a thread of its own inside a node's namespace, as the agent runs it.
@@ -38,6 +41,7 @@ impl OverlayThread {
                 Ok(Overlay::open(Config {
                     underlay,
                     data_path_port: DEFAULT_PORT,
+                    node_address: Some(NODE_ADDRESS),
                 })?)
             };
             match open() {

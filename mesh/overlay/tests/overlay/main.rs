@@ -13,6 +13,7 @@ mod cluster;
 mod guard;
 mod ipv6;
 mod lifecycle;
+mod node_address;
 mod outside;
 mod plug;
 mod reach;

@@ -32,6 +32,7 @@ pub(in crate::agent) fn config() -> Config {
         bpf_dir: "/sys/fs/bpf/portolan".into(),
         dns_upstream: Vec::new(),
         dns_port: 53,
+        dns_address: None,
         log_format: LogFormat::Text,
         log: "info".to_owned(),
         max_connections: 1000,
