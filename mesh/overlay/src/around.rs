@@ -25,7 +25,7 @@ pub struct Around {
     pub without_ethernet: BTreeSet<String>,
     /// The node's own addresses, those of a loopback net or a single link (`fe80::/10`) apart. Of the
     /// addresses on the overlay the gateways are among them; virtual addresses and those from which the
-    /// node connects are not, nor is [`crate::Config::node_address`].
+    /// node connects are not.
     pub own: BTreeSet<IpAddr>,
     /// Where containers are that other software has put on bridges of this node, on which nothing else is.
     pub containers: BTreeSet<Ipv4Network>,

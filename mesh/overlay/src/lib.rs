@@ -265,10 +265,6 @@ impl Overlay {
         let mut around = Around::new(&links, &addresses, &self.known);
         let subnets = node_address::container_subnets(&links, &addresses, self.config.underlay);
         around.containers.extend(subnets);
-        // Nobody publishes ports there, where names are asked for.
-        if let Some(address) = self.config.node_address {
-            around.own.remove(&address.into());
-        }
         Ok(around)
     }
 

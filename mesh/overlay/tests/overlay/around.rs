@@ -76,6 +76,7 @@ fn own_addresses_are_those_of_the_node_and_its_gateways() -> Result<()> {
         "10.77.0.11",
         "fd77::11",
         "192.0.2.53",
+        "169.254.77.53",
         "10.208.1.0",
         "10.224.1.16",
     ]
