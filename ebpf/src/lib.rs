@@ -21,6 +21,7 @@
 mod counters;
 mod error;
 mod flow_table;
+mod inherit;
 mod layout;
 mod links;
 mod maps;
@@ -30,11 +31,12 @@ mod probe;
 mod reset;
 mod sockets;
 mod surroundings;
+mod syscall;
 mod trace;
 
 pub use counters::{COUNTERS, Counter};
 pub use error::EbpfError;
-pub use plane::{EbpfPlane, OpenOptions, Swept};
+pub use plane::{EbpfPlane, OpenOptions, Predecessor, Swept};
 pub use probe::probe;
 pub use sockets::cgroup2_root;
 pub use surroundings::{Mesh, Surroundings, TaskLink};

@@ -40,7 +40,7 @@ use crate::{
     sockets::{self, Sockets},
 };
 use books::Books;
-pub use open::OpenOptions;
+pub use open::{OpenOptions, Predecessor};
 use served::Served;
 use sweep::Sweep;
 pub use sweep::Swept;
@@ -63,6 +63,7 @@ pub struct EbpfPlane {
     sweep: Sweep,
     books: Books,
     resets: Resets,
+    predecessor: Predecessor,
 }
 
 /// Where a backend is to be reached; all zero is nowhere.

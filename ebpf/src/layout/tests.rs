@@ -4,9 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
-use crate::{COUNTERS, OBJECT, SOCKETS};
-
-const STRUCT: u32 = 4;
+use crate::{COUNTERS, OBJECT, SOCKETS, inherit::Btf};
 
 fn u16_at(bytes: &[u8], at: usize) -> usize {
     u16::from_le_bytes(bytes[at..at + 2].try_into().unwrap()).into()
@@ -45,51 +43,26 @@ fn section<'a>(elf: &'a [u8], name: &str) -> &'a [u8] {
 
 /// The structs of an object by name: size, and fields with their offsets, in bytes.
 fn structs(object: &[u8]) -> BTreeMap<String, (usize, Vec<(String, usize)>)> {
-    let raw = section(object, ".BTF");
-    let header = u32_at(raw, 4) as usize;
-    let types = &raw[header + u32_at(raw, 8) as usize..][..u32_at(raw, 12) as usize];
-    let strings = &raw[header + u32_at(raw, 16) as usize..];
-    let text = |offset: u32| c_string(&strings[offset as usize..]);
-    let mut found = BTreeMap::new();
-    let mut at = 0;
-    while at < types.len() {
-        let (name, info, size) = (
-            text(u32_at(types, at)),
-            u32_at(types, at + 4),
-            u32_at(types, at + 8),
-        );
-        let (kind, count) = (info >> 24 & 0x1f, (info & 0xffff) as usize);
-        let body = &types[at + 12..];
-        // What follows a type: members, parameters and the like, then what is there once.
-        let each = match kind {
-            STRUCT | 5 | 15 | 19 => 12,
-            6 | 13 => 8,
-            _ => 0,
-        };
-        let once = match kind {
-            1 | 14 | 17 => 4,
-            3 => 12,
-            _ => 0,
-        };
-        let entry = |n: usize| &body[n * each..];
-        if kind == STRUCT {
-            let fields = (0..count).map(|n| {
-                let bits = u32_at(entry(n), 8) & 0x00ff_ffff;
-                (text(u32_at(entry(n), 0)), bits as usize / 8)
-            });
-            let fields = fields.collect();
-            found.insert(name, (size as usize, fields));
+    let btf = Btf::parse(section(object, ".BTF")).unwrap();
+    let layout = |(name, (size, id))| {
+        let mut fields = BTreeMap::<String, usize>::new();
+        for (field, place) in btf.fields(id)? {
+            // What is a struct of its own in C is bytes in Rust.
+            let field = field.split('.').next()?.to_owned();
+            let at = fields.entry(field).or_insert(place.at);
+            *at = place.at.min(*at);
         }
-        at += 12 + once + count * each;
-    }
-    found
+        let mut fields: Vec<_> = fields.into_iter().collect();
+        fields.sort_by_key(|(_, at)| *at);
+        Some((name, (size, fields)))
+    };
+    btf.structs().into_iter().filter_map(layout).collect()
 }
 
 #[test]
 fn rust_and_c_agree_on_every_map() {
     let mut structs = structs(OBJECT);
-    let named = |(name, _): &(String, _)| !name.is_empty();
-    for (name, layout) in self::structs(SOCKETS).into_iter().filter(named) {
+    for (name, layout) in self::structs(SOCKETS) {
         // What both objects have is one and the same map.
         let first = structs
             .entry(name.clone())

@@ -17,7 +17,7 @@ use portolan_plane::OpError;
 use super::{EbpfPlane, Free, books::Books, sweep::Sweep};
 use crate::{
     ABI, ABSENT, DEFAULT_PINS, EbpfError, OBJECT, Surroundings, error::Doing,
-    flow_table::FlowTable, layout::HostValue, links, maps::Maps, netns, reset::Resets,
+    flow_table::FlowTable, inherit, layout::HostValue, links, maps::Maps, netns, reset::Resets,
     sockets::Sockets, trace,
 };
 
@@ -31,6 +31,17 @@ pub struct OpenOptions {
     pub flows: u32,
 }
 
+/// A build with other layouts of the maps, whose programs were at work when this one's came.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Predecessor {
+    /// There was none.
+    None,
+    /// What it served goes on, with its flows: this is where its maps are pinned.
+    Inherited(PathBuf),
+    /// Its maps mean something else, as is said here, or could not be read: its flows end with it.
+    TooDifferent(String),
+}
+
 impl Default for OpenOptions {
     fn default() -> Self {
         Self {
@@ -42,7 +53,8 @@ impl Default for OpenOptions {
 
 impl EbpfPlane {
     /// Opens the fast path of the calling thread's network namespace. What an earlier agent left at the pins is
-    /// adopted: its maps, its frontends, and with the first [`Self::surround`] its links.
+    /// adopted: its maps, its frontends, and with the first [`Self::surround`] its links. If it was of a build with
+    /// other layouts of the maps, what they hold is copied where it means the same ([`Self::predecessor`]).
     ///
     /// # Errors
     /// The programs cannot be loaded, or the pins are not this namespace's or of another size; no program is
@@ -56,7 +68,9 @@ impl EbpfPlane {
         if !ABSENT.is_empty() {
             return Err(EbpfError::Absent(ABSENT));
         }
+        let others = others(pins);
         let pins = pins.join(ABI);
+        let new = !pins.join("flows").exists();
         fs::create_dir_all(&pins).map_err(|source| EbpfError::Pins {
             path: pins.clone(),
             source,
@@ -86,6 +100,16 @@ impl EbpfPlane {
                 source,
             })?;
         }
+        let mut predecessor = Predecessor::None;
+        for from in others.filter(|_| new) {
+            match inherit::all(&from, &pins) {
+                Ok(()) => {
+                    predecessor = Predecessor::Inherited(from);
+                    break;
+                }
+                Err(error) => predecessor = Predecessor::TooDifferent(error.to_string()),
+            }
+        }
         let mut maps = Maps::take(&mut object)?;
         maps.host
             .set(0, HostValue { netns }, 0)
@@ -109,10 +133,39 @@ impl EbpfPlane {
             sweep: Sweep::default(),
             books: Books::default(),
             resets,
+            predecessor,
         };
         plane.adopt()?;
         Ok(plane)
     }
+
+    /// Whether a build with other layouts was at work when this plane was opened.
+    pub const fn predecessor(&self) -> &Predecessor {
+        &self.predecessor
+    }
+
+    /// Takes over the flows that the predecessor's programs have begun since, or ended. To be called while they are
+    /// still attached, and once more when they are not.
+    ///
+    /// # Errors
+    /// The maps cannot be read or written; the flows that there were are kept.
+    pub fn catch_up(&self) -> Result<(), EbpfError> {
+        let Predecessor::Inherited(from) = &self.predecessor else {
+            return Ok(());
+        };
+        inherit::flows(from, &self.pins).map_err(|source| EbpfError::Pins {
+            path: from.clone(),
+            source,
+        })
+    }
+}
+
+/// The directories of other builds' layouts that have flows.
+fn others(pins: &Path) -> impl Iterator<Item = PathBuf> + use<> {
+    let entries = fs::read_dir(pins).into_iter().flatten().flatten();
+    entries
+        .map(|entry| entry.path())
+        .filter(|dir| !dir.ends_with(ABI) && dir.join("flows").exists())
 }
 
 /// A map that is pinned already.

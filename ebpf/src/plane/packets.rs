@@ -11,6 +11,7 @@ mod networks;
 mod policies;
 mod sizes;
 mod tracing;
+mod upgrade;
 mod vlan;
 
 use std::{path::Path, sync::Arc, thread};

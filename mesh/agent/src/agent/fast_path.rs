@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use portolan_ebpf::{EbpfError, EbpfPlane, OpenOptions, Surroundings};
+use portolan_ebpf::{EbpfError, EbpfPlane, OpenOptions, Predecessor, Surroundings};
 use portolan_model::{NodeId, PlaneChoice, Snapshot};
 use portolan_overlay::Around;
 use portolan_plane::{DataPlane, Frontend, Planes, Standing};
@@ -189,8 +189,11 @@ impl FastPath {
             let surrounded = plane.surround(&surroundings);
             self.note(surrounded);
             // By now its maps are filled, and no packet misses the others.
-            if !std::mem::replace(&mut self.alone, true) {
-                self.note_layouts();
+            if !std::mem::replace(&mut self.alone, true)
+                && let Err(error) = pins::remove_other_layouts(&self.options.pins, plane)
+            {
+                tracing::warn!(error, "programs of another build go on");
+                self.flaw.get_or_insert(error);
             }
         }
         self.pinned = pins::names(&self.options.pins);
@@ -275,6 +278,15 @@ impl FastPath {
         let opened = match self.underlay {
             IpAddr::V4(underlay) => pins::open(&self.options).map(|(plane, flaw)| {
                 self.flaw = flaw;
+                match plane.predecessor() {
+                    Predecessor::None => {}
+                    Predecessor::Inherited(from) => {
+                        tracing::info!(from = %from.display(), "flows of another build are taken over");
+                    }
+                    Predecessor::TooDifferent(reason) => {
+                        tracing::warn!(reason, "flows of another build end, as its maps differ too much");
+                    }
+                }
                 State::Waiting {
                     plane: Box::new(plane),
                     underlay,
@@ -312,14 +324,6 @@ impl FastPath {
             tracing::info!("the fast path is whole again");
         }
         self.errors = errors;
-    }
-
-    /// Lets this build's programs be the only ones.
-    fn note_layouts(&mut self) {
-        if let Err(error) = pins::remove_other_layouts(&self.options.pins) {
-            tracing::warn!(error, "programs of another build go on");
-            self.flaw.get_or_insert(error);
-        }
     }
 
     /// Notes the pins that are gone since the last look. A program goes with the pin of its link: that is mended next.

@@ -1,6 +1,9 @@
 //! What is pinned of the fast path: a directory of pins for each layout of its maps that ran here, `v1/flows`.
 
-use std::{fs, io, path::Path};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result};
 use portolan_ebpf::{EbpfError, EbpfPlane, OpenOptions};
@@ -33,11 +36,15 @@ pub(super) fn remove_all(dir: &Path) -> Result<(), String> {
 }
 
 /// Removes what builds with other layouts of the maps have pinned, once the programs of this one are attached: those
-/// would go on beside them, by tables that nobody keeps.
-pub(super) fn remove_other_layouts(dir: &Path) -> Result<(), String> {
+/// would go on beside them, by tables that nobody keeps. Their flows are this plane's then, to the last one.
+pub(super) fn remove_other_layouts(dir: &Path, plane: &EbpfPlane) -> Result<(), String> {
     let pins = EbpfPlane::pins(dir).map_err(|e| with_causes(&e))?;
     let current = pins.first().and_then(|pin| pin.parent());
-    remove_layouts(dir, current).map_err(|e| format!("{e:#}"))
+    let caught_up = || plane.catch_up().map_err(|e| with_causes(&e));
+    caught_up()?;
+    remove_pins(dir, current, is_link).map_err(|e| format!("{e:#}"))?;
+    let last = caught_up();
+    last.and(remove_layouts(dir, current).map_err(|e| format!("{e:#}")))
 }
 
 /// The names of all pins of this build's layout: `v1/flows`. Links, which end in where they are attached, say more
@@ -84,14 +91,20 @@ pub(super) fn open(options: &OpenOptions) -> Result<(EbpfPlane, Option<String>),
 
 /// Removes the directories of pins but one.
 fn remove_layouts(dir: &Path, but: Option<&Path>) -> Result<()> {
-    let what = || dir.display().to_string();
-    for layout in fs::read_dir(dir).with_context(what)? {
-        let layout = layout.with_context(what)?.path();
-        if !layout.is_dir() || Some(layout.as_path()) == but {
-            continue;
-        }
-        for pin in fs::read_dir(&layout).with_context(what)? {
-            let pin = pin.with_context(what)?.path();
+    remove_pins(dir, but, |_| true)?;
+    layouts(dir, but)?
+        .iter()
+        .try_for_each(|layout| fs::remove_dir(layout).with_context(|| layout.display().to_string()))
+}
+
+/// Removes some of the pins of all layouts but one.
+fn remove_pins(dir: &Path, but: Option<&Path>, which: impl Fn(&Path) -> bool) -> Result<()> {
+    for layout in layouts(dir, but)? {
+        for pin in fs::read_dir(&layout).with_context(|| layout.display().to_string())? {
+            let pin = pin.with_context(|| layout.display().to_string())?.path();
+            if !which(&pin) {
+                continue;
+            }
             match fs::remove_file(&pin) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
                     return Err(error).with_context(|| pin.display().to_string());
@@ -99,9 +112,26 @@ fn remove_layouts(dir: &Path, but: Option<&Path>) -> Result<()> {
                 _ => {}
             }
         }
-        fs::remove_dir(&layout).with_context(|| layout.display().to_string())?;
     }
     Ok(())
+}
+
+/// The directories of pins but one.
+fn layouts(dir: &Path, but: Option<&Path>) -> Result<Vec<PathBuf>> {
+    let mut layouts = Vec::new();
+    for entry in fs::read_dir(dir).with_context(|| dir.display().to_string())? {
+        let path = entry.with_context(|| dir.display().to_string())?.path();
+        if path.is_dir() && Some(path.as_path()) != but {
+            layouts.push(path);
+        }
+    }
+    Ok(layouts)
+}
+
+/// Whether a pin is that of a link: it ends in where it is attached.
+fn is_link(pin: &Path) -> bool {
+    pin.file_name()
+        .is_some_and(|name| name.to_string_lossy().contains('-'))
 }
 
 #[cfg(test)]
