@@ -1,6 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* The maps and what is in them. src/layout.rs says the same in Rust, and a test compares the two. Addresses
- * and ports are in network order unless a comment says otherwise; times are of the monotonic clock, in ns. */
+ * and ports are in network order unless a comment says otherwise; times are of the monotonic clock, in ns.
+ *
+ * After a change here the next build copies what is served out of the old maps, by the names of fields (src/inherit.rs):
+ * so what means something else gets another name, 0 in a new field means what was so before, and ABI in src/lib.rs
+ * counts up. */
 #pragma once
 #include "kernel.h"
 
