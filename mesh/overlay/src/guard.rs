@@ -119,7 +119,10 @@ impl Guard {
             let mended = self.apply(rules, complete);
             self.unmended = mended.err().map(|error| error.to_string());
         }
-        if let Ok(in_the_way) = forward::let_through(self.program) {
+        // Once it is removed, nothing is put into Docker's again.
+        if self.applied.is_some()
+            && let Ok(in_the_way) = forward::let_through(self.program)
+        {
             self.in_the_way = in_the_way;
         }
     }

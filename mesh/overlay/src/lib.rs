@@ -109,8 +109,6 @@ pub struct Overlay {
     known: BTreeMap<u32, Known>,
     /// How many links each task has; one with fewer has lost its namespace.
     attached: BTreeMap<TaskId, usize>,
-    /// The other addresses of what this overlay has attached itself.
-    elsewhere: BTreeMap<TaskId, BTreeSet<Ipv4Addr>>,
 }
 
 impl Overlay {
@@ -128,7 +126,6 @@ impl Overlay {
             behind: Vec::new(),
             known: BTreeMap::new(),
             attached: BTreeMap::new(),
-            elsewhere: BTreeMap::new(),
             config,
         };
         overlay.look_around()?;
@@ -197,11 +194,10 @@ impl Overlay {
     pub fn attach(&mut self, request: &Attachment) -> Result<(), OverlayError> {
         let failures = self.prepare(&request.endpoints)?;
         // What kept a bridge from being made says more than that it lacks.
-        let elsewhere = attach::attach(&mut self.netlink, self.mtu, request)
+        attach::attach(&mut self.netlink, self.mtu, request)
             .map_err(|error| failures.into_iter().next().map_or(error, |f| f.error))?;
         self.attached
             .insert(request.id.clone(), request.endpoints.len());
-        self.elsewhere.insert(request.id.clone(), elsewhere);
         Ok(())
     }
 
@@ -226,7 +222,6 @@ impl Overlay {
     pub fn detach(&mut self, id: &TaskId) -> Result<(), OverlayError> {
         attach::detach(&mut self.netlink, id)?;
         self.attached.remove(id);
-        self.elsewhere.remove(id);
         Ok(())
     }
 
@@ -270,7 +265,6 @@ impl Overlay {
         let mut around = Around::new(&links, &addresses, &self.known);
         let subnets = node_address::container_subnets(&links, &addresses, self.config.underlay);
         around.containers.extend(subnets);
-        around.elsewhere.clone_from(&self.elsewhere);
         Ok(around)
     }
 
@@ -294,7 +288,6 @@ impl Overlay {
             Err(error) => errors.push(error),
         }
         self.attached.clear();
-        self.elsewhere.clear();
         let settings = self.settings();
         let failures = program::remove(&mut self.netlink, settings, &Desired::default());
         errors.extend(failures.into_iter().map(|failure| failure.error));
