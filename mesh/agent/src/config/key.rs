@@ -194,7 +194,7 @@ impl Key {
         match self {
             Self::Name => "The node's name, unique in the cluster [default: the host name]",
             Self::Advertise => {
-                "This machine's address for other nodes [default: its only global one]"
+                "This machine's address for other nodes [default: its only global one, of IPv4 if it has any]"
             }
             Self::GossipPort => "UDP and TCP port of gossip [default: 7946; beside Docker 7948]",
             Self::Join => "Other members, by address or name; none for the first node",

@@ -218,8 +218,14 @@ impl Reader {
             .filter(|(interface, ip)| !is_foreign(interface) && is_global(*ip))
             .filter(|(_, ip)| besides.is_none_or(|besides| *ip != besides))
             .collect();
-        if let [(_, only)] = candidates.as_slice() {
-            return Some(*only);
+        let mut by_ipv4 = candidates.iter().filter(|(_, ip)| ip.is_ipv4());
+        // A machine with both families is reached by IPv4, as the overlay is.
+        let only = match (by_ipv4.next(), by_ipv4.next(), candidates.as_slice()) {
+            (Some((_, only)), None, _) | (None, None, [(_, only)]) => Some(*only),
+            _ => None,
+        };
+        if only.is_some() {
+            return only;
         }
         let message = if candidates.is_empty() {
             "not given, and this machine has no address that other nodes could reach".to_owned()

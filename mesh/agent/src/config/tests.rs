@@ -208,11 +208,11 @@ fn the_key_file_is_a_key_file_and_closed_to_others() {
 
 #[test]
 fn an_address_is_chosen_only_if_there_is_one() {
-    let resolve_with = |addresses: &[(&str, [u8; 4])]| {
+    let resolve_with = |addresses: &[(&str, &str)]| {
         let machine = Fake {
             addresses: addresses
                 .iter()
-                .map(|&(n, ip)| (n.into(), ip.into()))
+                .map(|&(n, ip)| (n.into(), ip.parse().expect("an address")))
                 .collect(),
             ..Fake::default()
         };
@@ -220,14 +220,18 @@ fn an_address_is_chosen_only_if_there_is_one() {
         flags.set_flag(Key::KeyFile, "/key");
         resolve([flags], &machine)
     };
-    let two = resolve_with(&[("eth0", [10, 0, 0, 5]), ("eth1", [10, 1, 0, 5])]);
+    let two = resolve_with(&[("eth0", "10.0.0.5"), ("eth1", "10.1.0.5")]);
     assert_eq!(
         two.expect_err("two")[0].to_string(),
         "advertise: not given, and this machine has several addresses: 10.0.0.5 (eth0), 10.1.0.5 (eth1); \
          give the one that other nodes reach with --advertise"
     );
-    let none = resolve_with(&[("lo", [127, 0, 0, 1]), ("eth0", [169, 254, 1, 1])]);
+    let none = resolve_with(&[("lo", "127.0.0.1"), ("eth0", "169.254.1.1")]);
     assert!(none.expect_err("none")[0].message.contains("no address"));
+    let both = resolve_with(&[("eth0", "10.0.0.5"), ("eth0", "2001:db8::5")]);
+    assert_eq!(both.expect("both").advertise, IpAddr::from([10, 0, 0, 5]));
+    let only = resolve_with(&[("eth0", "2001:db8::5"), ("docker0", "172.17.0.1")]);
+    assert!(only.expect("only").advertise.is_ipv6());
 }
 
 #[test]
