@@ -45,6 +45,12 @@ test: root deps lint build ## Everything that CI holds: lints, docs, all tests, 
 	@$(MAKE) --no-print-directory fuzz-smoke
 	$(PORTOLAN) demo --once
 
+.PHONY: test-docker
+test-docker: root ## Docker and Swarm with real engines, on both planes; `make test` has it too
+	@.ci/deps build demo test
+	@$(CARGO) build --locked -p portolan-agent
+	@$(MAKE) --no-print-directory nextest TESTS='-p portolan-e2e --test docker'
+
 .PHONY: lint
 lint: ## Format, clippy and docs, warnings being errors
 	$(CARGO) fmt --all --check
@@ -53,14 +59,15 @@ lint: ## Format, clippy and docs, warnings being errors
 
 # Without cargo-nextest, and if it cannot be installed, the tests run all the same: less side by
 # side, as only nextest knows the groups of .config/nextest.toml.
+TESTS := --workspace --lib --bins --tests
 .PHONY: nextest
 nextest:
 	@if $(CARGO) nextest --version >/dev/null 2>&1 \
 	    || $(CARGO) install --locked cargo-nextest --version $(NEXTEST_VERSION); then \
-	    exec $(CARGO) nextest run --locked --workspace; \
+	    exec $(CARGO) nextest run --locked $(TESTS); \
 	else \
 	    echo 'cargo-nextest is not there: falling back to cargo test' >&2; \
-	    exec $(CARGO) test --locked --workspace --lib --bins --tests -- --test-threads=2; \
+	    exec $(CARGO) test --locked $(TESTS) -- --test-threads=2; \
 	fi
 
 .PHONY: fuzz-smoke

@@ -1,7 +1,6 @@
 //! Moving bytes between two connections.
 
 use std::{
-    future::poll_fn,
     io::{self, ErrorKind},
     net::Shutdown,
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
@@ -138,8 +137,8 @@ impl Leg<'_> {
         let mut moved = 0;
         let mut splice_from = SPLICE_AFTER;
         loop {
-            // Half of what `readable` costs, and it takes its turn with other tasks by itself.
-            poll_fn(|context| self.from.poll_read_ready(context)).await?;
+            self.from.readable().await?;
+            consume_budget().await;
             let pipe = if moved >= splice_from {
                 self.engine.pipes.take()
             } else {
