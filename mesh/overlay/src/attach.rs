@@ -82,30 +82,32 @@ impl AttachEndpoint {
     }
 }
 
-/// Does what is still to be done for an attachment. After an error the node's ends made by this call
-/// are removed, and with them the task's.
+/// Does what is still to be done for an attachment, and gives the addresses that the namespace has besides.
+/// After an error the node's ends made by this call are removed, and with them the task's.
 pub(crate) fn attach(
     netlink: &mut Netlink,
     mtu: u32,
     request: &Attachment,
-) -> Result<(), OverlayError> {
+) -> Result<BTreeSet<Ipv4Addr>, OverlayError> {
     let netns = open(request)?;
     let mut made = Vec::new();
-    if let Err(error) = attach_all(netlink, mtu, request, &netns, &mut made) {
+    let done = attach_all(netlink, mtu, request, &netns, &mut made);
+    if done.is_err() {
         for name in made {
             // The first error is the one to tell; what stays is mended or removed by the next call.
             if let Err(error) = remove(netlink, &name) {
                 tracing::debug!(%error, link = name, "not undone");
             }
         }
-        return Err(error);
+        return done;
     }
     let joined: Vec<String> = request
         .endpoints
         .iter()
         .map(|endpoint| names::host_end(&request.id, &endpoint.network))
         .collect();
-    detach_except(netlink, &request.id, &joined)
+    detach_except(netlink, &request.id, &joined)?;
+    done
 }
 
 fn attach_all(
@@ -114,7 +116,7 @@ fn attach_all(
     request: &Attachment,
     netns: &Netns,
     made: &mut Vec<String>,
-) -> Result<(), OverlayError> {
+) -> Result<BTreeSet<Ipv4Addr>, OverlayError> {
     let mut task = Task {
         id: &request.id,
         netns,
@@ -145,7 +147,11 @@ fn attach_all(
         let link = link.ok_or(OverlayError::LinkGone(name))?;
         set_alias(netlink, link, &alias)?;
     }
-    Ok(())
+    let mut elsewhere = inside::addresses(&mut task.inside)?;
+    for endpoint in &request.endpoints {
+        elsewhere.remove(&endpoint.address);
+    }
+    Ok(elsewhere)
 }
 
 pub(crate) fn set_alias(

@@ -21,7 +21,10 @@
 mod answers;
 mod ipv6;
 
-use std::net::IpAddr;
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr},
+};
 
 use portolan_model::{INGRESS_NETWORK, MacAddress};
 use rustix::io::Errno;
@@ -76,6 +79,16 @@ pub(crate) fn finish(
             .doing("add", || format!("address {} of the task", address.ip))?;
     }
     set_routes(inside, Family::V4, &routes_on(peer.index, endpoint))
+}
+
+/// Its IPv4 addresses that others can answer to.
+pub(crate) fn addresses(inside: &mut Netlink) -> Result<BTreeSet<Ipv4Addr>, OverlayError> {
+    let all = inside.addresses().doing("list", || "addresses".into())?;
+    let found = all.into_iter().filter_map(|address| match address.ip {
+        IpAddr::V4(ip) if !ip.is_loopback() => Some(ip),
+        IpAddr::V4(_) | IpAddr::V6(_) => None,
+    });
+    Ok(found.collect())
 }
 
 /// Leads what is answered from the ingress network back by the overlay, if the task is on it. `turned`:

@@ -109,6 +109,8 @@ pub struct Overlay {
     known: BTreeMap<u32, Known>,
     /// How many links each task has; one with fewer has lost its namespace.
     attached: BTreeMap<TaskId, usize>,
+    /// The other addresses of what this overlay has attached itself.
+    elsewhere: BTreeMap<TaskId, BTreeSet<Ipv4Addr>>,
 }
 
 impl Overlay {
@@ -126,6 +128,7 @@ impl Overlay {
             behind: Vec::new(),
             known: BTreeMap::new(),
             attached: BTreeMap::new(),
+            elsewhere: BTreeMap::new(),
             config,
         };
         overlay.look_around()?;
@@ -194,10 +197,11 @@ impl Overlay {
     pub fn attach(&mut self, request: &Attachment) -> Result<(), OverlayError> {
         let failures = self.prepare(&request.endpoints)?;
         // What kept a bridge from being made says more than that it lacks.
-        attach::attach(&mut self.netlink, self.mtu, request)
+        let elsewhere = attach::attach(&mut self.netlink, self.mtu, request)
             .map_err(|error| failures.into_iter().next().map_or(error, |f| f.error))?;
         self.attached
             .insert(request.id.clone(), request.endpoints.len());
+        self.elsewhere.insert(request.id.clone(), elsewhere);
         Ok(())
     }
 
@@ -222,6 +226,7 @@ impl Overlay {
     pub fn detach(&mut self, id: &TaskId) -> Result<(), OverlayError> {
         attach::detach(&mut self.netlink, id)?;
         self.attached.remove(id);
+        self.elsewhere.remove(id);
         Ok(())
     }
 
@@ -265,6 +270,7 @@ impl Overlay {
         let mut around = Around::new(&links, &addresses, &self.known);
         let subnets = node_address::container_subnets(&links, &addresses, self.config.underlay);
         around.containers.extend(subnets);
+        around.elsewhere.clone_from(&self.elsewhere);
         Ok(around)
     }
 
@@ -288,6 +294,7 @@ impl Overlay {
             Err(error) => errors.push(error),
         }
         self.attached.clear();
+        self.elsewhere.clear();
         let settings = self.settings();
         let failures = program::remove(&mut self.netlink, settings, &Desired::default());
         errors.extend(failures.into_iter().map(|failure| failure.error));

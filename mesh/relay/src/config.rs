@@ -1,6 +1,6 @@
 //! What can be set.
 
-use std::{io, time::Duration};
+use std::{io, num::NonZero, thread, time::Duration};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -22,6 +22,8 @@ pub struct RelayConfig {
     /// Pipes of 1 MiB for splice(2), one per direction of a flow in bulk transfer; further flows are
     /// copied through buffers.
     pub pipes: usize,
+    /// Threads that move the bytes of TCP connections.
+    pub tcp_threads: usize,
 }
 
 impl Default for RelayConfig {
@@ -32,6 +34,7 @@ impl Default for RelayConfig {
             connect_timeout: Duration::from_millis(1250),
             patience: Duration::from_millis(250),
             pipes: 256,
+            tcp_threads: thread::available_parallelism().map_or(1, NonZero::get),
         }
     }
 }

@@ -8,6 +8,7 @@ use tokio_util::task::TaskTracker;
 use crate::{
     RelayConfig,
     flows::Flows,
+    lanes::Lanes,
     passed_over::PassedOver,
     pool::{BUFFER, Buffers, Pipes},
     sources::Turns,
@@ -17,6 +18,8 @@ use crate::{
 pub(crate) struct Engine {
     pub(crate) config: RelayConfig,
     pub(crate) runtime: Handle,
+    /// Where TCP connections run; everything else does on the runtime.
+    pub(crate) lanes: Lanes,
     pub(crate) passed_over: PassedOver,
     pub(crate) flows: Arc<Flows>,
     pub(crate) buffers: Buffers,
@@ -39,6 +42,7 @@ impl Engine {
             connections: permits(config.tcp_connections),
             udp_flows: permits(config.udp_flows),
             pipes: Pipes::new(config.pipes),
+            lanes: Lanes::start(config.tcp_threads, &runtime),
             config,
             runtime,
             passed_over: PassedOver::default(),

@@ -1,8 +1,8 @@
 //! The userspace plane: it serves published ports and virtual addresses with ordinary sockets, so it
 //! works on every machine, and it is there when the fast path is not.
 //!
-//! - [`Relay`] is the plane. `apply` opens and closes sockets at once, on the calling thread; the bytes
-//!   move in tasks on the tokio runtime that it was given.
+//! - [`Relay`] is the plane. `apply` opens and closes sockets at once, on the calling thread. TCP connections
+//!   stay each on one of its own threads; all else moves in tasks on the tokio runtime that it was given.
 //! - TCP: a client is accepted, a backend chosen and connected to (the next one if it does not answer),
 //!   and bytes are moved both ways, through a pooled buffer at first and by splice(2) in bulk.
 //! - UDP: one connected socket per client flow; equal datagrams that wait together go on as one piece, and
@@ -18,6 +18,7 @@ mod candidates;
 mod config;
 mod engine;
 mod flows;
+mod lanes;
 mod listener;
 mod passed_over;
 mod pool;

@@ -13,11 +13,7 @@ use portolan_plane::{
     PlaneKind, PlaneStats, Unavailable,
 };
 use socket2::Socket;
-use tokio::{
-    net::{TcpListener, UdpSocket},
-    runtime::Handle,
-    time::timeout,
-};
+use tokio::{net::UdpSocket, runtime::Handle, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -58,8 +54,8 @@ pub struct RelayView {
 }
 
 impl Relay {
-    /// A relay that serves nothing yet. Its tasks run on `runtime`, whose threads connect to the backends,
-    /// and so have to be in the network namespace of the node too.
+    /// A relay that serves nothing yet. Datagrams are moved on `runtime`, TCP connections on threads that are
+    /// started here: both connect to the backends, and so have to be in the network namespace of the node too.
     pub fn new(config: RelayConfig, runtime: Handle) -> Self {
         Self {
             engine: Arc::new(Engine::new(config, runtime)),
@@ -145,7 +141,6 @@ impl Relay {
     }
 
     fn listen(&self, served: &Arc<Served>, socket: Socket) -> Result<(), OpError> {
-        let _runtime = self.engine.runtime.enter();
         let engine = Arc::clone(&self.engine);
         let whose = Arc::clone(served);
         let refused = |source| OpError::Kernel {
@@ -154,26 +149,22 @@ impl Relay {
         };
         match served.frontend.protocol {
             Protocol::Tcp => {
-                let listener = TcpListener::from_std(socket.into()).map_err(refused)?;
-                let accept = tcp::accept(engine, listener, move |_| Some(Arc::clone(&whose)));
-                self.spawn(served, accept);
+                let lane = self.engine.lanes.next();
+                let _runtime = lane.runtime.enter();
+                let listener = tcp::listener(socket).map_err(refused)?;
+                let accept = tcp::accept(engine, lane.clone(), listener, move |_| {
+                    Some(Arc::clone(&whose))
+                });
+                spawn(served, accept, &lane.runtime);
             }
             Protocol::Udp => {
+                let _runtime = self.engine.runtime.enter();
                 let inlet = UdpSocket::from_std(socket.into()).map_err(refused)?;
                 let receive = udp::receive(engine, inlet, move |_| Some(Arc::clone(&whose)));
-                self.spawn(served, receive);
+                spawn(served, receive, &self.engine.runtime);
             }
         }
         Ok(())
-    }
-
-    /// Starts a listener, which runs until the frontend closes.
-    fn spawn(&self, served: &Served, listener: impl Future<Output = ()> + Send + 'static) {
-        let closing = served.closing.clone();
-        served.tasks.spawn_on(
-            async move { closing.run_until_cancelled(listener).await },
-            &self.engine.runtime,
-        );
     }
 
     fn remove(&self, frontend: &Frontend) {
@@ -283,6 +274,15 @@ impl DataPlane for Relay {
     fn flows(&self, limit: usize) -> Vec<FlowView> {
         self.view().flows(limit)
     }
+}
+
+/// Starts a listener, which runs until the frontend closes.
+fn spawn(served: &Served, listener: impl Future<Output = ()> + Send + 'static, on: &Handle) {
+    let closing = served.closing.clone();
+    served.tasks.spawn_on(
+        async move { closing.run_until_cancelled(listener).await },
+        on,
+    );
 }
 
 impl RelayView {

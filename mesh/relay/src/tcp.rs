@@ -4,21 +4,27 @@ mod connect;
 mod pump;
 
 use std::{
-    io,
+    io::{self, ErrorKind},
     net::SocketAddr,
+    os::fd::AsFd,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use rustix::io::Errno;
-use socket2::{SockRef, TcpKeepalive};
+use rustix::{
+    io::Errno,
+    net::{SocketFlags, acceptfrom_with},
+};
+use socket2::{SockRef, Socket, TcpKeepalive};
 use tokio::{
-    net::{TcpListener, TcpStream},
+    io::{Interest, unix::AsyncFd},
+    net::TcpStream,
     sync::OwnedSemaphorePermit,
 };
 
 use crate::{
     engine::Engine,
+    lanes::Lane,
     proxy_protocol,
     served::{Refusal, Served},
 };
@@ -31,20 +37,31 @@ const TELL_AGAIN: Duration = Duration::from_mins(1);
 const KEEPALIVE_TIME: Duration = Duration::from_mins(2);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 
+/// A listening socket, made ready for the runtime of its lane, which is that of the caller.
+#[expect(
+    unsafe_code,
+    reason = "tokio cannot see that a socket keeps its descriptor"
+)]
+pub(crate) fn listener(socket: Socket) -> io::Result<AsyncFd<Socket>> {
+    // Accepted sockets inherit it. It cannot fail on one that is open, and without it all still works.
+    let _ = prepare(&socket);
+    // SAFETY: a `Socket` owns its descriptor, which stays the same until it is dropped.
+    Ok(unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) }?)
+}
+
 /// Accepts clients until the frontend closes. `served` finds the frontend of an accepted connection, which
 /// with one socket for all virtual addresses is not known before; a client of none is refused.
 pub(crate) async fn accept(
     engine: Arc<Engine>,
-    listener: TcpListener,
-    served: impl Fn(&TcpStream) -> Option<Arc<Served>>,
+    lane: Lane,
+    listener: AsyncFd<Socket>,
+    served: impl Fn(&Socket) -> Option<Arc<Served>>,
 ) {
-    // Accepted sockets inherit it. It cannot fail on one that is open, and without it all still works.
-    let _ = prepare(&SockRef::from(&listener));
     let mut told: Option<Instant> = None;
     loop {
-        match listener.accept().await {
+        match listener.async_io(Interest::READABLE, accept_one).await {
             Ok((client, peer)) => match served(&client) {
-                Some(served) => admit(&engine, &served, client, peer),
+                Some(served) => admit(&engine, &lane, &served, client, peer),
                 None => reset(&client),
             },
             Err(error) if is_exhaustion(&error) => {
@@ -60,12 +77,25 @@ pub(crate) async fn accept(
     }
 }
 
+fn accept_one(listener: &Socket) -> io::Result<(Socket, SocketAddr)> {
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let (client, peer) = acceptfrom_with(listener, flags)?;
+    let peer = peer.ok_or(ErrorKind::InvalidData)?.try_into()?;
+    Ok((client.into(), peer))
+}
+
 fn is_exhaustion(error: &io::Error) -> bool {
     let exhaustion = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
     Errno::from_io_error(error).is_some_and(|errno| exhaustion.contains(&errno))
 }
 
-fn admit(engine: &Arc<Engine>, served: &Arc<Served>, client: TcpStream, peer: SocketAddr) {
+fn admit(
+    engine: &Arc<Engine>,
+    lane: &Lane,
+    served: &Arc<Served>,
+    client: Socket,
+    peer: SocketAddr,
+) {
     if !served.allows(peer.ip()) {
         return refuse(served, &client, Refusal::NotAllowed);
     }
@@ -73,16 +103,21 @@ fn admit(engine: &Arc<Engine>, served: &Arc<Served>, client: TcpStream, peer: So
         return refuse(served, &client, Refusal::Limit);
     };
     let connection = serve(Arc::clone(engine), Arc::clone(served), client, peer, permit);
-    served.tasks.spawn_on(connection, &engine.runtime);
+    let connection = served.tasks.track_future(connection);
+    engine.lanes.place(lane).spawn(connection);
 }
 
 async fn serve(
     engine: Arc<Engine>,
     served: Arc<Served>,
-    client: TcpStream,
+    client: Socket,
     peer: SocketAddr,
     _permit: OwnedSemaphorePermit,
 ) {
+    // Here and not where it was accepted: it belongs to the lane's own runtime.
+    let Ok(client) = TcpStream::from_std(client.into()) else {
+        return served.refuse(Refusal::Limit);
+    };
     let Ok(asked_port) = asked_port(&served, &client) else {
         return reset(&client);
     };
@@ -138,7 +173,7 @@ fn asked_port(served: &Served, client: &TcpStream) -> io::Result<u16> {
     }
 }
 
-fn prepare(socket: &SockRef<'_>) -> io::Result<()> {
+fn prepare(socket: &Socket) -> io::Result<()> {
     socket.set_tcp_nodelay(true)?;
     let keepalive = TcpKeepalive::new()
         .with_time(KEEPALIVE_TIME)
@@ -146,12 +181,12 @@ fn prepare(socket: &SockRef<'_>) -> io::Result<()> {
     socket.set_tcp_keepalive(&keepalive)
 }
 
-fn refuse(served: &Served, client: &TcpStream, why: Refusal) {
+fn refuse(served: &Served, client: &impl AsFd, why: Refusal) {
     served.refuse(why);
     reset(client);
 }
 
 /// Makes the close of the stream, which follows, a RST. It cannot fail on an open socket.
-fn reset(stream: &TcpStream) {
-    let _ = stream.set_zero_linger();
+fn reset(stream: &impl AsFd) {
+    let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
 }

@@ -14,7 +14,7 @@ use arc_swap::ArcSwap;
 use portolan_model::Protocol;
 use portolan_plane::{Frontend, FrontendAddress, OpError};
 use socket2::{Domain, Socket, Type};
-use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::net::UdpSocket;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -127,13 +127,25 @@ impl Sockets {
             udp_port: port(&udp)?,
             closing: CancellationToken::new(),
         };
-        let _runtime = engine.runtime.enter();
-        let listener = TcpListener::from_std(tcp.into())?;
-        let inlet = UdpSocket::from_std(udp.into())?;
+        let lane = engine.lanes.next();
+        let listener = {
+            let _runtime = lane.runtime.enter();
+            tcp::listener(tcp)?
+        };
+        let inlet = {
+            let _runtime = engine.runtime.enter();
+            UdpSocket::from_std(udp.into())?
+        };
         let of = Arc::clone(table);
-        let accept = tcp::accept(Arc::clone(engine), listener, move |stream: &TcpStream| {
-            find(&of, stream.local_addr().ok()?, Protocol::Tcp)
-        });
+        let accept = tcp::accept(
+            Arc::clone(engine),
+            lane.clone(),
+            listener,
+            move |client: &Socket| {
+                let asked = client.local_addr().ok()?.as_socket()?;
+                find(&of, asked, Protocol::Tcp)
+            },
+        );
         let of = Arc::clone(table);
         let receive = udp::receive(Arc::clone(engine), inlet, move |received: &Received| {
             find(&of, received.asked?, Protocol::Udp)
@@ -141,7 +153,7 @@ impl Sockets {
         let closing = sockets.closing.clone();
         engine.tasks.spawn_on(
             async move { closing.run_until_cancelled(accept).await },
-            &engine.runtime,
+            &lane.runtime,
         );
         let closing = sockets.closing.clone();
         engine.tasks.spawn_on(

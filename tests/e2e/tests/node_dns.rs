@@ -160,6 +160,13 @@ fn each_gets_its_own_names(plane: Plane) -> Result<()> {
     );
     ensure!(dig(&stranger, &["-x", &vip[0]])?.contains("status: NXDOMAIN"));
 
+    // Attached it is a task, whatever address it asks by.
+    let path = stranger.path().display().to_string();
+    cluster.cli(0, &["attach", "app", "--netns", &path])?;
+    wait_until(PATIENCE, "it gets the names of its network", || {
+        Ok((short(&stranger, "web")? == vip).then_some(()))
+    })?;
+
     // A neighbour that knows the way gets no answer at all, neither with the filter nor without.
     let via = cluster.node(0).ipv4().to_string();
     let to = format!("{NODE}/32");

@@ -39,7 +39,7 @@ fn another_key_does_not_join_and_is_counted() -> Result<()> {
 #[test]
 fn keys_are_rotated_on_a_live_cluster() -> Result<()> {
     let cluster = Cluster::start("rotate", Options::nodes(3))?;
-    let old = cluster.json(0, &["keys"])?["ids"][0]
+    let old = cluster.json(0, &["keys", "list"])?["ids"][0]
         .as_str()
         .context("no id")?
         .to_owned();
@@ -50,7 +50,7 @@ fn keys_are_rotated_on_a_live_cluster() -> Result<()> {
     for node in 0..3 {
         cluster.cli(node, &["keys", "install", &new])?;
     }
-    let ids = cluster.json(0, &["keys"])?;
+    let ids = cluster.json(0, &["keys", "list"])?;
     let ids: Vec<&str> = ids["ids"]
         .as_array()
         .into_iter()
