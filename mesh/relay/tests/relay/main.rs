@@ -4,6 +4,7 @@
 mod balancing;
 mod contract;
 mod failures;
+mod ipv6;
 mod load;
 mod support;
 mod tcp;
