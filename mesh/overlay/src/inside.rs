@@ -108,7 +108,7 @@ pub(crate) fn lead_back(
     let links = inside.links().doing("list", || "links".into())?;
     let link = find(&links, ingress.mac)
         .ok_or_else(|| OverlayError::LinkGone("of the task on ingress".into()))?;
-    let table = names::table(ingress.vni);
+    let table = names::task_table(ingress.address);
     set_routes(inside, Family::V4, &ways_out(link.index, table, ingress))?;
     let mut addresses = vec![ingress.address.into()];
     let mut rules = vec![Rule {
@@ -121,7 +121,7 @@ pub(crate) fn lead_back(
         addresses.push(ipv6::address(ingress));
         rules.extend(ipv6::rules(table, ingress));
     }
-    set_rules(inside, &rules)?;
+    set_rules(inside, link.index, &rules)?;
     let ours = |link: &Link| endpoints.iter().any(|e| is_end(link, e.mac));
     let others = links
         .iter()
@@ -142,13 +142,13 @@ pub(crate) fn lead_back(
 /// Undoes in its namespace what was done for the end that an alias is of, and does not go with it. A namespace that is gone, or
 /// is another one by now, is fine.
 pub(crate) fn leave(alias: &Alias) -> Result<(), OverlayError> {
-    let Some((netns, mut inside, _)) = enter(alias) else {
+    let Some((netns, mut inside, link)) = enter(alias) else {
         return Ok(());
     };
     if alias.network.as_str() != INGRESS_NETWORK {
         return Ok(());
     }
-    set_rules(&mut inside, &[])?;
+    set_rules(&mut inside, link.index, &[])?;
     let answers = alias.end.as_ref().map(|end| end.answers);
     if answers == Some(Answers::Turned) {
         answers::leave(&netns).map_err(OverlayError::Filter)?;
@@ -233,8 +233,9 @@ fn ways_out(link: u32, table: u32, ingress: &AttachEndpoint) -> [Route; 2] {
     [route(table, 0), route(MAIN_TABLE, LAST_METRIC)]
 }
 
-/// Makes the rules by source that are ours these.
-fn set_rules(inside: &mut Netlink, wanted: &[Rule]) -> Result<(), OverlayError> {
+/// Makes the rules by the addresses of a link these. Those by addresses that are not there any more go; those by
+/// others' are another task's in the same namespace.
+fn set_rules(inside: &mut Netlink, link: u32, wanted: &[Rule]) -> Result<(), OverlayError> {
     let mut there = Vec::new();
     for family in [Family::V4, Family::V6] {
         match inside.rules(family) {
@@ -243,18 +244,15 @@ fn set_rules(inside: &mut Netlink, wanted: &[Rule]) -> Result<(), OverlayError> 
             rules => there.extend(rules.doing("list", || "rules".into())?),
         }
     }
-    let ours = |rule: &&Rule| match rule.selector {
-        Selector::Source(_) | Selector::Served(..) | Selector::Errors(_) => true,
-        Selector::From(_) | Selector::OwnTo(_) => false,
-    };
-    for rule in there
-        .iter()
-        .filter(ours)
-        .filter(|rule| !wanted.contains(rule))
-    {
-        inside
-            .remove_rule(rule)
-            .doing("remove", || format!("rule {} of the task", rule.selector))?;
+    let addresses = inside.addresses().doing("list", || "addresses".into())?;
+    let elsewhere = |ip: IpAddr| addresses.iter().any(|a| a.ip == ip && a.link != link);
+    let ours = |rule: &&Rule| rule.selector.source().is_some_and(|ip| !elsewhere(ip));
+    for rule in there.iter().filter(ours) {
+        if !wanted.contains(rule) {
+            inside
+                .remove_rule(rule)
+                .doing("remove", || format!("rule {} of the task", rule.selector))?;
+        }
     }
     for rule in wanted.iter().filter(|rule| !there.contains(rule)) {
         inside

@@ -7,9 +7,12 @@
 //! | node's end of a task's veth pair | `ptv` and 12 hex digits, a hash of task and network |
 //! | its alias | [`crate::alias::Alias`] |
 //! | the other end, as long as nobody has moved it | `ptp` and the same digits |
-//! | routing table of a network, on the node and in tasks on the ingress network | [`TABLE_BASE`] + vni |
+//! | routing table of a network | [`TABLE_BASE`] + vni |
+//! | routing table of a task on the ingress network, in its namespace | [`TASK_TABLE_BASE`] + the lower 24 bits of its address |
 //! | packet filter in tasks that have other links too | `ip portolan_task`, `ip6 portolan_task` |
 //! | routes and rules | protocol [`crate::netlink::PROTOCOL`] |
+
+use std::net::Ipv4Addr;
 
 use portolan_model::{NetworkName, TaskId};
 use sha2::{Digest, Sha256};
@@ -17,6 +20,9 @@ use sha2::{Digest, Sha256};
 /// The routing table of VNI 0: far from the small numbers that people choose and from those that other
 /// software derives from marks and interface indexes. `0x70` is `p`.
 pub(crate) const TABLE_BASE: u32 = 0x7000_0000;
+/// Where the tables in tasks' namespaces begin: after those of all VNIs. Of several tasks in one namespace each
+/// has its own.
+const TASK_TABLE_BASE: u32 = 0x7100_0000;
 /// The priority of our rules (ip-rule(8)): after that of local addresses, 0, and before those of VPNs
 /// and of routing by source, which would take the node's own packets to tasks out of our hands.
 pub(crate) const RULE_PRIORITY: u32 = 1120;
@@ -83,6 +89,11 @@ pub(crate) const fn table(vni: u32) -> u32 {
     TABLE_BASE + vni
 }
 
+/// The routing table of a task in its namespace; the ingress network has fewer than 24 bits of addresses.
+pub(crate) fn task_table(address: Ipv4Addr) -> u32 {
+    TASK_TABLE_BASE + (address.to_bits() & 0x00ff_ffff)
+}
+
 /// The network of a routing table.
 pub(crate) fn vni_of_table(table: u32) -> Option<u32> {
     table.checked_sub(TABLE_BASE).filter(|vni| *vni <= MAX_VNI)
@@ -121,5 +132,6 @@ mod tests {
         assert_eq!(vni_of_table(table(4096)), Some(4096));
         assert_eq!(vni_of_table(254), None);
         assert_eq!(vni_of_table(table(MAX_VNI) + 1), None);
+        assert_eq!(vni_of_table(task_table(Ipv4Addr::UNSPECIFIED)), None);
     }
 }

@@ -47,6 +47,15 @@ impl fmt::Display for Selector {
 }
 
 impl Selector {
+    /// The address that the packets are from, if it is for those from one.
+    pub(crate) fn source(&self) -> Option<IpAddr> {
+        match self {
+            Self::From(_) | Self::OwnTo(_) => None,
+            Self::Source(ip) => Some(*ip),
+            Self::Served(ip, _) | Self::Errors(ip) => Some((*ip).into()),
+        }
+    }
+
     fn family(&self) -> Family {
         match self {
             Self::From(_) | Self::OwnTo(_) => Family::V4,

@@ -102,7 +102,11 @@ fn asks_udp(at: &Namespace, from: &str, to: &str, bytes: usize) -> Result<bool> 
 
 /// Whom the server sees when the client connects.
 fn asks_tcp(cluster: &Cluster) -> Result<String> {
-    let mut stream = cluster.nodes[0].enter(|| connect_from(CLIENT, TASK))?;
+    asks_tcp_at(cluster, TASK)
+}
+
+fn asks_tcp_at(cluster: &Cluster, task: &str) -> Result<String> {
+    let mut stream = cluster.nodes[0].enter(|| connect_from(CLIENT, task))?;
     let mut seen = String::new();
     stream.read_to_string(&mut seen)?;
     Ok(seen)
@@ -214,7 +218,7 @@ fn a_way_back_that_someone_took_away_is_mended() -> Result<()> {
     assert_same(&before, &state(&task)?);
     for command in [
         "ip rule del from 10.208.1.2",
-        "ip route flush table 1879052288",
+        "ip route flush table 1909457154",
         "ip route del default via 10.208.1.0",
         "nft delete table ip portolan_task",
     ] {
@@ -249,6 +253,39 @@ fn detached_nothing_of_it_stays_in_the_task() -> Result<()> {
     cluster.overlays[0]
         .run(Overlay::clean)
         .map_err(|errors| anyhow::anyhow!("{errors:?}"))?;
+    assert_same(&before, &state(&task)?);
+    Ok(())
+}
+
+/// As in a pod. What each answers leaves by its own link: there its node looks for it.
+#[test]
+fn two_tasks_in_one_namespace_answer_by_their_own_links() -> Result<()> {
+    const OTHER: &str = "10.208.1.3";
+    let (cluster, task) = node()?;
+    let on = [("t1", TASK), ("t2", OTHER)];
+    task.run("ip link set lo up".split(' '))?;
+    let before = state(&task)?;
+    for (name, address) in on {
+        let request = cluster.attachment(1, &task, name, &[("ingress", address)]);
+        cluster.overlays[0].run(move |overlay| overlay.attach(&request))?;
+    }
+    serve(&task)?;
+    for (_, address) in on {
+        ensure!(asks_tcp_at(&cluster, address)? == CLIENT);
+        let way = format!("ip -o route get {CLIENT} from {address}");
+        let way = task.run(way.split(' '))?.stdout;
+        let links = task.run(["ip", "-o", "addr"])?.stdout;
+        let link = links.lines().find(|line| line.contains(address));
+        let link = link.and_then(|line| line.split_whitespace().nth(1));
+        let link = link.context("no link")?;
+        ensure!(way.contains(&format!("dev {link} ")), "{way}\n{links}");
+    }
+    for (name, _) in on {
+        let id = name.parse()?;
+        cluster.overlays[0].run(move |overlay| overlay.detach(&id))?;
+        let both = name == "t2";
+        ensure!(both || asks_tcp_at(&cluster, OTHER)? == CLIENT);
+    }
     assert_same(&before, &state(&task)?);
     Ok(())
 }
