@@ -22,6 +22,7 @@ mod runner;
 mod shared;
 mod state;
 mod supervise;
+mod swarm_mesh;
 mod trace;
 mod views;
 

@@ -14,6 +14,7 @@
 //! | GET `/v1/keys`, POST `/v1/keys/install`, `/v1/keys/use`, `/v1/keys/remove` | [`Key`] | [`Keys`] |
 //! | GET `/v1/flows?limit=N&service=S` | | a list of [`portolan_plane::FlowView`], each with its `service` |
 //! | GET `/v1/trace?client=C&frontend=F` | | a [`TraceLine`] a line, and empty ones, until one side ends it; see [`TraceClient`], [`TraceFrontend`] |
+//! | GET `/v1/join` | | [`Joining`] |
 //! | GET `/v1/version` | | `{"version": "..."}` |
 //!
 //! Every error is a status of 400 and above with an [`ErrorBody`].
@@ -21,7 +22,7 @@
 mod trace;
 
 use std::{
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
 };
 
@@ -128,9 +129,10 @@ pub struct PortRow {
     pub active: usize,
     /// Backends that keep their flows only.
     pub draining: usize,
-    /// The plane that new flows take: `relay` or `ebpf`.
+    /// The plane that new flows take: `relay` or `ebpf`, or `docker` where Swarm's own mesh has the port and the fast
+    /// path does not precede it.
     pub plane: String,
-    /// Why it is the relay although the fast path serves here; `None` if it is not, or does not.
+    /// Why it is not the fast path although that serves here, or what else there is to say of it.
     pub plane_reason: Option<String>,
     /// Why it is not served; `None` if it is.
     pub problem: Option<String>,
@@ -322,6 +324,23 @@ pub struct Attach {
 pub struct Leave {
     /// Also remove everything from the kernel and the state directory.
     pub clean: bool,
+}
+
+/// What the next node has to be told to be a member too.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Joining {
+    /// The address and port of this node.
+    pub join: SocketAddr,
+    /// The file with this node's keys; `None` without keys.
+    pub key_file: Option<PathBuf>,
+    /// The id of the key that packets are sent with; `None` without keys.
+    pub key: Option<String>,
+    /// The cluster's name.
+    pub cluster: String,
+    /// The UDP port of the overlay.
+    pub data_path_port: u16,
+    /// Whether this node is one of a Swarm, whose nodes' agents find each other.
+    pub swarm: bool,
 }
 
 /// A gossip key to be installed, or the id of one to be used or removed.

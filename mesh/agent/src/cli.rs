@@ -6,6 +6,7 @@ mod args;
 mod ask;
 mod check;
 mod failure;
+mod join;
 mod keys;
 mod lists;
 mod node;

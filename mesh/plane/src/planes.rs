@@ -1,6 +1,6 @@
 //! Two planes on one node: a slow one that can do everything, and before it a fast one that need not be there.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use portolan_model::{PlaneChoice, Snapshot};
 
@@ -11,7 +11,8 @@ use crate::{Actual, DataPlane, Frontend, FrontendSpec, Reconciler, Standing, fro
 /// - The slow plane serves every frontend, always: whatever the fast one does not take before it, or loses, is
 ///   still served.
 /// - The fast plane has those that the slow one holds, less those whose service asks for the relay. So it never takes
-///   a port from a process of the node that has bound it.
+///   a port from a process of the node that has bound it. The exception are frontends that another program serves for
+///   the same service, and would rather not: see [`Planes::share`].
 /// - No failure of the one keeps the other from anything else.
 #[derive(Debug)]
 pub struct Planes<S, F> {
@@ -19,6 +20,7 @@ pub struct Planes<S, F> {
     fast: Option<Reconciler<F>>,
     desired: Arc<Actual>,
     synced: bool,
+    shared: BTreeSet<Frontend>,
 }
 
 impl<S: DataPlane, F: DataPlane> Planes<S, F> {
@@ -29,6 +31,7 @@ impl<S: DataPlane, F: DataPlane> Planes<S, F> {
             synced: snapshot.synced,
             slow: Reconciler::new(slow, snapshot),
             fast: None,
+            shared: BTreeSet::new(),
         }
     }
 
@@ -84,6 +87,19 @@ impl<S: DataPlane, F: DataPlane> Planes<S, F> {
         self.kept(spec)
     }
 
+    /// Says which frontends another program of the node serves for the same services: those the fast plane may have
+    /// though the slow one cannot hold them, from the next step on. Returns whether that is news.
+    pub fn share(&mut self, shared: BTreeSet<Frontend>) -> bool {
+        let news = self.shared != shared;
+        self.shared = shared;
+        news
+    }
+
+    /// The frontends that another program of the node serves too.
+    pub const fn shared(&self) -> &BTreeSet<Frontend> {
+        &self.shared
+    }
+
     /// Takes a new snapshot as what is asked for. Returns after how long [`Self::step`] is to be called even if
     /// no other snapshot comes; `None` is not at all.
     pub fn update(&mut self, snapshot: &Snapshot) -> Option<Duration> {
@@ -128,7 +144,7 @@ impl<S: DataPlane, F: DataPlane> Planes<S, F> {
             .standing()
             .failures
             .get(&spec.frontend)
-            .filter(|_| !self.slow.serves(&spec.frontend))
+            .filter(|_| !self.slow.serves(&spec.frontend) && !self.shared.contains(&spec.frontend))
             .cloned()
     }
 }

@@ -26,7 +26,7 @@ use super::{
     shared::Shared,
     views::Facts,
 };
-use crate::api::{NetworkRow, NodeRow, ServiceRow, Status, TaskRow};
+use crate::api::{Joining, NetworkRow, NodeRow, ServiceRow, Status, TaskRow};
 use refusal::Refusal;
 
 /// The longest request body: a stack file of the 4 MiB that one may have, with its characters escaped.
@@ -74,6 +74,7 @@ fn router(shared: Shared) -> Router {
         .route("/v1/keys/remove", post(commands::remove_key))
         .route("/v1/flows", get(flows))
         .route("/v1/trace", get(trace::trace))
+        .route("/v1/join", get(join))
         .route("/v1/version", get(version))
         .method_not_allowed_fallback(wrong_method)
         .fallback(unknown)
@@ -126,6 +127,10 @@ async fn flows(
     let limit = limit.unwrap_or(usual).min(most);
     let filter = FlowFilter { limit, service };
     Ok(Json(shared.plane.flows(filter).await))
+}
+
+async fn join(State(shared): State<Shared>) -> Json<Joining> {
+    Json(Facts::gather(&shared).await.joining())
 }
 
 async fn version() -> Json<serde_json::Value> {

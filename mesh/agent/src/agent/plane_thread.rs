@@ -3,6 +3,7 @@
 mod log;
 
 use std::{
+    collections::BTreeSet,
     sync::{Arc, mpsc},
     thread::JoinHandle,
     time::{Duration, Instant},
@@ -11,7 +12,7 @@ use std::{
 use portolan_ebpf::{Counter, EbpfPlane};
 use portolan_model::Snapshot;
 use portolan_plane::{
-    Actual, DataPlane, FlowView, FrontendSpec, PlaneKind, PlaneStats, Planes, Standing,
+    Actual, DataPlane, FlowView, Frontend, FrontendSpec, PlaneKind, PlaneStats, Planes, Standing,
 };
 use portolan_relay::Relay;
 use serde::Serialize;
@@ -20,6 +21,7 @@ use tokio::sync::{oneshot, watch};
 use super::{
     fast_path::{FastPath, FastStanding},
     overlay_thread::OverlayStanding,
+    swarm_mesh,
 };
 use crate::config::Config;
 
@@ -76,6 +78,8 @@ pub(super) struct PlanesStanding {
     pub told: Arc<Actual>,
     pub relay: Standing,
     pub fast: FastStanding,
+    /// Frontends that Docker itself serves too.
+    pub shared: BTreeSet<Frontend>,
 }
 
 /// The way to the thread.
@@ -249,6 +253,11 @@ impl Worker {
                 } else {
                     self.planes.step()
                 };
+                let wait = if self.share() {
+                    self.planes.step()
+                } else {
+                    wait
+                };
                 retry_at = wait.map(|wait| Instant::now() + wait);
             }
             self.fast.settle(&mut self.planes);
@@ -265,6 +274,13 @@ impl Worker {
                 let _unheard = reply.send(());
             }
         }
+    }
+
+    /// Looks whether what the relay cannot hold is held by Docker. Returns whether that is news.
+    fn share(&mut self) -> bool {
+        let failed = self.planes.slow_standing().failures.keys();
+        let held = swarm_mesh::held(failed, self.planes.told(), &self.snapshot);
+        self.planes.share(held)
     }
 
     fn answer(&mut self, request: Request) {
@@ -303,6 +319,7 @@ impl Worker {
             told: Arc::clone(self.planes.told()),
             relay: self.planes.slow_standing().clone(),
             fast: self.fast.standing(&self.planes),
+            shared: self.planes.shared().clone(),
         };
         self.standing.send_if_modified(|present| {
             log::changes(present.as_ref(), &now);

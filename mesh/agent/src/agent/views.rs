@@ -7,6 +7,7 @@ mod rows;
 
 use std::{
     collections::BTreeMap,
+    net::SocketAddr,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -21,7 +22,7 @@ use super::{
     overlay_thread::OverlayStanding, plane_thread::PlanesStanding, runner::Reasons, shared::Shared,
 };
 use crate::{
-    api::{Counts, Status},
+    api::{Counts, Joining, Status},
     config::Config,
 };
 
@@ -105,6 +106,19 @@ impl Facts {
         }
     }
 
+    /// What the next node has to be told.
+    pub(super) fn joining(&self) -> Joining {
+        let config = &self.config;
+        Joining {
+            join: SocketAddr::new(config.advertise, config.gossip_port),
+            key_file: config.key_file.clone(),
+            key: self.key.map(|key| key.to_string()),
+            cluster: config.cluster.clone(),
+            data_path_port: config.data_path_port,
+            swarm: self.is_in_swarm(),
+        }
+    }
+
     fn own_state(&self) -> &'static str {
         state_word(
             self.snapshot
@@ -160,8 +174,9 @@ impl Facts {
         }));
         problems.extend(self.snapshot.services.values().flat_map(|view| {
             let declared = view.problems.iter().map(ToString::to_string);
-            let asked = self.asked_wrongly(view).iter().cloned();
-            let all = declared.chain(asked).chain(self.without_tasks(view));
+            let all = declared
+                .chain(self.asked_wrongly(view))
+                .chain(self.without_tasks(view));
             all.map(|problem| format!("service {}: {problem}", view.service.name))
         }));
         problems

@@ -98,6 +98,9 @@ pub(crate) enum Command {
                       the old one.\n\nExample: portolan keys install new.key"
     )]
     Keys(KeysArgs),
+    /// Print what to type on the next node, so that it joins; with the key, so keep it secret
+    #[command(after_help = "Example: portolan join-token")]
+    JoinToken(Listing),
     /// Make a gossip key
     #[command(after_help = "Example: portolan keygen /etc/portolan.key")]
     Keygen(KeygenArgs),

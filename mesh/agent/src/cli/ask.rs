@@ -14,13 +14,13 @@ use super::{
         TaskCommand, TaskPlace,
     },
     failure::Failure,
-    keys, lists, print, status,
+    join, keys, lists, print, status,
     table::Paint,
 };
 use crate::{
     api::{
-        AddTask, Applied, Apply, Attach, Key, Keys, NetworkRow, NodeRow, Place, Remove, Removed,
-        ServiceRow, Status, TaskRow,
+        AddTask, Applied, Apply, Attach, Joining, Key, Keys, NetworkRow, NodeRow, Place, Remove,
+        Removed, ServiceRow, Status, TaskRow,
     },
     client::Client,
     config::{DEFAULT_SOCKET, Key as ConfigKey},
@@ -109,6 +109,13 @@ async fn request(client: &Client, command: Command) -> Result<(), Failure> {
             })
         }
         Command::Keys(args) => keys(client, args).await,
+        Command::JoinToken(Listing { format }) => {
+            let joining: Joining = client.get("/v1/join").await?;
+            match format {
+                Format::Table => print(&join::commands(&joining)?),
+                Format::Json => show(format, &joining, |_| String::new()),
+            }
+        }
         Command::Agent(_)
         | Command::Trace(_)
         | Command::Demo(_)

@@ -188,3 +188,22 @@ fn a_fast_one_that_comes_later_keeps_what_it_has_until_all_is_known() {
     planes.update(&ports(&[82]));
     assert_eq!((fast.served(), planes.fast_standing()), (vec![81], None));
 }
+
+#[test]
+fn a_port_that_is_shared_is_the_fast_planes_though_the_slow_one_cannot_have_it() {
+    let (slow, fast) = (Plane::default(), Plane::default());
+    slow.refuse(&[8080, 8081]);
+    let snapshot = world(&[8080, 8081], &[], true);
+    let mut planes = Planes::new(slow, &snapshot);
+    planes.set_fast(fast.clone());
+    planes.update(&snapshot);
+    assert_eq!(fast.served(), [0_u16; 0]);
+    assert!(planes.share(BTreeSet::from([at(8080)])));
+    assert!(!planes.share(BTreeSet::from([at(8080)])));
+    planes.step();
+    assert_eq!(fast.served(), [8080]);
+    assert_eq!(planes.kept_from_fast(&at(8080)), None);
+    planes.share(BTreeSet::new());
+    planes.step();
+    assert_eq!(fast.served(), [0_u16; 0]);
+}

@@ -8,7 +8,7 @@ use std::{
 
 use portolan_docker::is_of_swarm;
 use portolan_model::{
-    Endpoint, EndpointMode, MacAddress, NetworkName, ServiceId, Snapshot, TaskId, claims,
+    Endpoint, EndpointMode, MacAddress, NetworkName, Service, ServiceId, Snapshot, TaskId, claims,
 };
 
 use super::Node;
@@ -161,9 +161,7 @@ impl Node {
             };
             let mut changed = service.clone();
             for place in &mut changed.networks {
-                let network = snapshot.networks.get(&place.name);
-                if network.is_some_and(|view| is_of_swarm(view.network.spec_version)) {
-                    // The Swarm gives it.
+                if swarm_gives_vip(snapshot, service, &place.name) {
                     continue;
                 }
                 let wanted = service.endpoint_mode == EndpointMode::Vip;
@@ -187,6 +185,13 @@ impl Node {
     }
 }
 
+/// Whether a Swarm gives a service its VIP on a network: on those of which it hands out the addresses.
+pub(super) fn swarm_gives_vip(snapshot: &Snapshot, service: &Service, name: &NetworkName) -> bool {
+    let network = snapshot.networks.get(name);
+    is_of_swarm(service.spec_version)
+        && network.is_some_and(|view| view.network.own_range.is_some())
+}
+
 /// Whether a VIP lies in its network and no older service has it.
 fn keeps_vip(snapshot: &Snapshot, id: &ServiceId, network: &NetworkName, vip: Ipv4Addr) -> bool {
     let Some(view) = snapshot.networks.get(network) else {
@@ -196,9 +201,8 @@ fn keeps_vip(snapshot: &Snapshot, id: &ServiceId, network: &NetworkName, vip: Ip
     let Some(own) = snapshot.services.get(id) else {
         return true;
     };
-    let older = |other: &portolan_model::Service| {
-        (other.created_ms, &other.id) < (own.service.created_ms, &own.service.id)
-    };
+    let older =
+        |other: &Service| (other.created_ms, &other.id) < (own.service.created_ms, &own.service.id);
     let declared = &view.network;
     // Who hands out the subnet hands out virtual addresses of it too.
     let given = declared.own_range.is_some() && declared.subnet.contains(vip);

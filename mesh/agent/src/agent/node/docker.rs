@@ -3,7 +3,7 @@
 use std::{net::IpAddr, sync::Arc};
 
 use portolan_docker::{
-    NetworkWanted, Origin, Place as ContainerPlace, ServiceWanted, TaskWanted, Wanted, is_of_swarm,
+    NetworkWanted, Origin, Place as ContainerPlace, ServiceWanted, TaskWanted, Wanted,
     is_same_state,
 };
 use portolan_model::{
@@ -13,6 +13,7 @@ use portolan_model::{
 
 use super::{
     AttachState, Node,
+    claim::swarm_gives_vip,
     declare::{DeclareError, ports, vip},
 };
 use crate::{
@@ -110,8 +111,7 @@ impl Node {
             ..wanted.service.clone()
         };
         for place in &mut service.networks {
-            let network = snapshot.networks.get(&place.name);
-            let swarms = network.is_some_and(|view| is_of_swarm(view.network.spec_version));
+            let swarms = swarm_gives_vip(&snapshot, &wanted.service, &place.name);
             if place.vip.is_none() && !swarms && service.endpoint_mode == EndpointMode::Vip {
                 let before = present.or(removed).map(AsRef::as_ref);
                 // One that is not declared yet is given an address once it is.

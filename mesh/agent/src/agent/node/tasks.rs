@@ -319,7 +319,9 @@ impl Node {
     /// Why a task of this node lacks an address on one of its networks; `None` if it does not.
     pub(crate) fn lacks_address(&self, task: &LocalTask) -> Option<String> {
         let there = |network: &NetworkName| task.endpoints.iter().any(|e| e.network == *network);
-        let complete = !task.endpoints.is_empty() && task.networks.iter().all(there);
+        // A container whose ports Docker itself serves needs none.
+        let some = !task.endpoints.is_empty() || task.docker.is_some() && task.networks.is_empty();
+        let complete = some && task.networks.iter().all(there);
         (!complete).then(|| self.why_no_address(task))
     }
 
@@ -391,13 +393,16 @@ impl Node {
         &self.attach
     }
 
-    /// Forgets how tasks that are gone were attached, and takes tasks without a namespace for attached.
+    /// Forgets how tasks that are gone were attached, and takes for attached what needs not be: tasks without a
+    /// namespace, and containers that are on no network but Docker's.
     pub(crate) fn settle_attachments(&mut self) {
         let tasks = &self.state.tasks;
         self.attach.retain(|id, _| tasks.contains_key(id));
         for task in tasks.values() {
-            let all_given = task.endpoints.iter().all(|e| is_given(task, e));
-            if matches!(task.place, Place::Address(_)) || all_given && !task.endpoints.is_empty() {
+            let of_docker = task.docker.is_some()
+                && task.networks.len() == task.endpoints.len()
+                && task.endpoints.iter().all(|e| is_given(task, e));
+            if matches!(task.place, Place::Address(_)) || of_docker {
                 self.attach.insert(task.id.clone(), AttachState::Attached);
             }
         }

@@ -7,6 +7,7 @@ use super::{tasks::TaskError, *};
 use crate::api::Place;
 
 mod change;
+mod docker;
 mod time;
 
 const NOW: u64 = 1_000_000;

@@ -41,6 +41,12 @@ impl Facts {
         self.docker.as_ref()?.known.as_deref()
     }
 
+    /// Whether the engine is one of a Swarm.
+    pub(super) fn is_in_swarm(&self) -> bool {
+        let known = self.known();
+        known.is_some_and(|known| known.observed.engine.swarm.is_some())
+    }
+
     /// Nobody asked for an engine, and there never was one.
     fn no_engine_is_fine(&self) -> bool {
         self.config.docker == DockerChoice::Auto && self.known().is_none()
@@ -56,8 +62,7 @@ impl Facts {
                 Some(format!("docker: {reason}"))
             }
         };
-        let in_swarm = self.known().filter(|k| k.observed.engine.swarm.is_some());
-        let taken = in_swarm.map(|_| ports_of_swarm(&self.config));
+        let taken = self.is_in_swarm().then(|| ports_of_swarm(&self.config));
         let unserved = self.unserved_services().into_iter().flat_map(|row| {
             let problems = row.problems.into_iter();
             problems.map(move |problem| format!("service {}: {problem}", row.name))
@@ -76,9 +81,14 @@ impl Facts {
             // As it is printed.
             service.name.parse::<ServiceId>().ok()
         };
-        let rows = unserved.map(|(id, problems)| ServiceRow {
+        let named = unserved.map(|(id, problems)| {
+            let name = name(id).unwrap_or_else(|| id.clone()).to_string();
+            (id, name, problems)
+        });
+        let rows = named.map(|(id, name, problems)| ServiceRow {
             id: id.to_string(),
-            name: name(id).unwrap_or_else(|| id.clone()).to_string(),
+            problems: without_name(&name, problems).collect(),
+            name,
             stack: None,
             endpoint_mode: String::new(),
             vips: Vec::new(),
@@ -86,15 +96,14 @@ impl Facts {
             healthy: 0,
             tasks: 0,
             spec_version: 0,
-            problems: problems.clone(),
         });
         rows.collect()
     }
 
     /// What is wrong with a service as Docker asks for it; who declares it knows that.
-    pub(super) fn asked_wrongly(&self, view: &ServiceView) -> &[String] {
+    pub(super) fn asked_wrongly(&self, view: &ServiceView) -> impl Iterator<Item = String> {
         let said = self.reasons.services.get(&view.service.id);
-        said.map_or(&[], Vec::as_slice)
+        without_name(&view.service.name, said.into_iter().flatten())
     }
 
     /// The ports of a service that Docker itself serves.
@@ -106,6 +115,16 @@ impl Facts {
             .map(|port| format!("{port} (host, by Docker)"))
             .collect()
     }
+}
+
+/// Problems as they are said of a service that is named already.
+fn without_name<'a>(
+    name: &str,
+    problems: impl IntoIterator<Item = &'a String>,
+) -> impl Iterator<Item = String> {
+    let prefix = format!("service {name}: ");
+    let problems = problems.into_iter();
+    problems.map(move |problem| problem.strip_prefix(&prefix).unwrap_or(problem).to_owned())
 }
 
 /// Ports of the agent that a Swarm has to have.

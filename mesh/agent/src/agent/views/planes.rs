@@ -8,6 +8,9 @@ use portolan_plane::{BackendState, Frontend, FrontendSpec, PlaneKind};
 use super::{super::plane_thread::PlanesStanding, Facts};
 use crate::api::{PlaneRow, PortRow};
 
+/// Who serves a port that is neither plane's.
+const DOCKERS: &str = "docker";
+
 impl Facts {
     /// Every frontend of this node, in order.
     pub(in crate::agent) fn ports(&self) -> Vec<PortRow> {
@@ -28,18 +31,23 @@ impl Facts {
             .count();
         let fast = self.planes.as_ref().filter(|planes| planes.fast.serves);
         let left = fast.and_then(|planes| planes.fast.left.get(&spec.frontend));
+        let planes = self.planes.as_ref();
+        let dockers = planes.is_some_and(|planes| planes.shared.contains(&spec.frontend));
         let plane = if fast.is_some() && left.is_none() {
-            PlaneKind::Ebpf
+            PlaneKind::Ebpf.to_string()
+        } else if dockers {
+            DOCKERS.to_owned()
         } else {
-            PlaneKind::Relay
+            PlaneKind::Relay.to_string()
         };
+        let dockers = dockers.then(|| "Swarm's own mesh has the port".to_owned());
         PortRow {
             frontend: spec.frontend.to_string(),
             service: spec.service_name.clone(),
             active,
             draining: backends.len() - active,
-            plane: plane.to_string(),
-            plane_reason: left.cloned(),
+            plane,
+            plane_reason: left.cloned().or(dockers),
             problem: self.frontend_problem(&spec.frontend),
         }
     }
@@ -168,8 +176,11 @@ impl Facts {
     }
 }
 
-/// Why neither plane serves a frontend; `None` if one does.
+/// Why neither plane serves a frontend; `None` if one does, or Docker.
 fn not_served(planes: &PlanesStanding, frontend: &Frontend) -> Option<String> {
+    if planes.shared.contains(frontend) {
+        return None;
+    }
     if let Some(error) = planes.relay.failures.get(frontend) {
         return Some(error.clone());
     }

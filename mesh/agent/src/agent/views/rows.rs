@@ -129,7 +129,7 @@ impl Facts {
             tasks: view.tasks.len(),
             spec_version: service.spec_version,
             problems: declared
-                .chain(self.asked_wrongly(view).iter().cloned())
+                .chain(self.asked_wrongly(view))
                 .chain(self.without_tasks(view))
                 .chain(unserved)
                 .collect(),
@@ -228,7 +228,10 @@ impl Facts {
         match view.state {
             _ if service == Some(None) => "its service is not declared".to_owned(),
             TaskState::Starting if checked => "not checked yet".to_owned(),
-            TaskState::Starting => "not attached yet".to_owned(),
+            TaskState::Starting if view.node == self.snapshot.me => "not attached yet".to_owned(),
+            TaskState::Starting => {
+                "not ready yet; `portolan tasks` on its node says why".to_owned()
+            }
             TaskState::Unhealthy => "failing its health check".to_owned(),
             TaskState::Draining if task.state == TaskState::Draining => "draining".to_owned(),
             TaskState::Draining => match self.snapshot.nodes.get(&view.node).map(|node| node.state)
