@@ -29,9 +29,9 @@ pub struct Around {
     pub own: BTreeSet<IpAddr>,
     /// Where containers are that other software has put on bridges of this node, on which nothing else is.
     pub containers: BTreeSet<Ipv4Network>,
-    /// The addresses that tasks had on other software's networks when they were attached; those that an earlier
-    /// run attached are not among them.
-    pub elsewhere: BTreeMap<TaskId, BTreeSet<Ipv4Addr>>,
+    /// All addresses in the namespaces of attached tasks, those on other software's networks too, as they were
+    /// when it was a task's turn to be read: one at each look. What an earlier run attached is not among them.
+    pub addresses: BTreeMap<TaskId, BTreeSet<Ipv4Addr>>,
     /// The networks that are set up on this node.
     pub networks: BTreeMap<NetworkName, NetworkLink>,
     /// The attached tasks by their addresses.

@@ -82,7 +82,7 @@ impl AttachEndpoint {
     }
 }
 
-/// Does what is still to be done for an attachment, and gives the addresses that the namespace has besides.
+/// Does what is still to be done for an attachment, and gives all addresses that the namespace has then.
 /// After an error the node's ends made by this call are removed, and with them the task's.
 pub(crate) fn attach(
     netlink: &mut Netlink,
@@ -147,11 +147,7 @@ fn attach_all(
         let link = link.ok_or(OverlayError::LinkGone(name))?;
         set_alias(netlink, link, &alias)?;
     }
-    let mut elsewhere = inside::addresses(&mut task.inside)?;
-    for endpoint in &request.endpoints {
-        elsewhere.remove(&endpoint.address);
-    }
-    Ok(elsewhere)
+    inside::addresses(&mut task.inside)
 }
 
 pub(crate) fn set_alias(

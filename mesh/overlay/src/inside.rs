@@ -81,7 +81,7 @@ pub(crate) fn finish(
     set_routes(inside, Family::V4, &routes_on(peer.index, endpoint))
 }
 
-/// Its IPv4 addresses that others can answer to.
+/// The IPv4 addresses of a namespace, loopback apart: on the overlay, and elsewhere.
 pub(crate) fn addresses(inside: &mut Netlink) -> Result<BTreeSet<Ipv4Addr>, OverlayError> {
     let all = inside.addresses().doing("list", || "addresses".into())?;
     let found = all.into_iter().filter_map(|address| match address.ip {
@@ -89,6 +89,12 @@ pub(crate) fn addresses(inside: &mut Netlink) -> Result<BTreeSet<Ipv4Addr>, Over
         IpAddr::V4(_) | IpAddr::V6(_) => None,
     });
     Ok(found.collect())
+}
+
+/// Those of the namespace that an alias names; `None` if it cannot be entered.
+pub(crate) fn addresses_of(alias: &Alias) -> Option<BTreeSet<Ipv4Addr>> {
+    let (_, mut inside, _) = enter(alias)?;
+    addresses(&mut inside).ok()
 }
 
 /// Leads what is answered from the ingress network back by the overlay, if the task is on it. `turned`:

@@ -42,12 +42,14 @@ mod surroundings;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr},
+    ops::Bound::{Excluded, Unbounded},
 };
 
 use ipnetwork::Ipv4Network;
 use portolan_model::{Snapshot, TaskId};
 
 use crate::{
+    alias::Alias,
     around::Known,
     desired::{Desired, DesiredNetwork},
     error::Doing,
@@ -109,8 +111,10 @@ pub struct Overlay {
     known: BTreeMap<u32, Known>,
     /// How many links each task has; one with fewer has lost its namespace.
     attached: BTreeMap<TaskId, usize>,
-    /// The other addresses of what this overlay has attached itself.
-    elsewhere: BTreeMap<TaskId, BTreeSet<Ipv4Addr>>,
+    /// The addresses inside of what this overlay has attached itself.
+    addresses: BTreeMap<TaskId, BTreeSet<Ipv4Addr>>,
+    /// The task of which they were read last.
+    read: Option<TaskId>,
 }
 
 impl Overlay {
@@ -128,7 +132,8 @@ impl Overlay {
             behind: Vec::new(),
             known: BTreeMap::new(),
             attached: BTreeMap::new(),
-            elsewhere: BTreeMap::new(),
+            addresses: BTreeMap::new(),
+            read: None,
             config,
         };
         overlay.look_around()?;
@@ -197,11 +202,11 @@ impl Overlay {
     pub fn attach(&mut self, request: &Attachment) -> Result<(), OverlayError> {
         let failures = self.prepare(&request.endpoints)?;
         // What kept a bridge from being made says more than that it lacks.
-        let elsewhere = attach::attach(&mut self.netlink, self.mtu, request)
+        let addresses = attach::attach(&mut self.netlink, self.mtu, request)
             .map_err(|error| failures.into_iter().next().map_or(error, |f| f.error))?;
         self.attached
             .insert(request.id.clone(), request.endpoints.len());
-        self.elsewhere.insert(request.id.clone(), elsewhere);
+        self.addresses.insert(request.id.clone(), addresses);
         Ok(())
     }
 
@@ -226,7 +231,7 @@ impl Overlay {
     pub fn detach(&mut self, id: &TaskId) -> Result<(), OverlayError> {
         attach::detach(&mut self.netlink, id)?;
         self.attached.remove(id);
-        self.elsewhere.remove(id);
+        self.addresses.remove(id);
         Ok(())
     }
 
@@ -270,7 +275,8 @@ impl Overlay {
         let mut around = Around::new(&links, &addresses, &self.known);
         let subnets = node_address::container_subnets(&links, &addresses, self.config.underlay);
         around.containers.extend(subnets);
-        around.elsewhere.clone_from(&self.elsewhere);
+        self.read_next(&links);
+        around.addresses.clone_from(&self.addresses);
         Ok(around)
     }
 
@@ -294,7 +300,7 @@ impl Overlay {
             Err(error) => errors.push(error),
         }
         self.attached.clear();
-        self.elsewhere.clear();
+        self.addresses.clear();
         let settings = self.settings();
         let failures = program::remove(&mut self.netlink, settings, &Desired::default());
         errors.extend(failures.into_iter().map(|failure| failure.error));
@@ -323,6 +329,21 @@ impl Overlay {
     pub fn problems(&self) -> Vec<String> {
         let around = self.problems.iter().chain(&self.behind).cloned();
         around.chain(self.guard.problems()).collect()
+    }
+
+    /// Reads anew what addresses the next task in turn has: nothing tells of those that come and go.
+    fn read_next(&mut self, links: &[Link]) {
+        let after = self.read.as_ref().map_or(Unbounded, Excluded);
+        let mut later = self.addresses.range::<TaskId, _>((after, Unbounded));
+        let next = later.next().or_else(|| self.addresses.iter().next());
+        self.read = next.map(|(task, _)| task.clone());
+        let Some(task) = &self.read else { return };
+        let mut aliases = links.iter().filter_map(Alias::of);
+        let alias = aliases.find(|alias| alias.task == *task);
+        // One that cannot be entered now is going, or is read the next time.
+        if let Some(addresses) = alias.and_then(|alias| inside::addresses_of(&alias)) {
+            self.addresses.insert(task.clone(), addresses);
+        }
     }
 
     fn settings(&self) -> Settings {

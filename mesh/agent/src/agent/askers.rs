@@ -45,7 +45,7 @@ fn askers(overlay: &OverlayStanding) -> Askers {
     let networks = networks(around);
     // By then a new agent has attached again what the one before it had, and knows what addresses they have.
     askers.incomplete = false;
-    for (task, addresses) in &around.elsewhere {
+    for (task, addresses) in &around.addresses {
         let Some(networks) = networks.get(task) else {
             continue;
         };
@@ -99,7 +99,7 @@ mod tests {
                 (ip("10.224.1.2"), end("t1", "app")),
             ]
             .into(),
-            elsewhere: [("t1".parse().unwrap(), addresses.into())].into(),
+            addresses: [("t1".parse().unwrap(), addresses.into())].into(),
             ..Around::default()
         };
         let mut overlay = OverlayStanding {

@@ -83,6 +83,19 @@ fn containers_on_a_bridge_reach_it_and_neighbours_on_the_underlay_do_not() -> Re
     assert_eq!(subnets, ["172.17.0.0/16"]);
     ensure!(pings(&container)? && pings(node)?);
 
+    // Attached, it is known by every address that it has, also by one that came and one that went later.
+    let attached = cluster.task(1, "t1", &[("ingress", "10.208.1.2")])?;
+    let known = |address: &str| -> Result<bool> {
+        let around = cluster.overlays[0].run(Overlay::around)?;
+        let addresses = around.addresses.get(&"t1".parse()?);
+        Ok(addresses.is_some_and(|all| all.contains(&address.parse().unwrap())))
+    };
+    ensure!(known("10.208.1.2")? && !known("172.18.0.9")?);
+    attached.run("ip address add 172.18.0.9/16 dev eth0".split(' '))?;
+    ensure!(known("172.18.0.9")?);
+    attached.run("ip address del 172.18.0.9/16 dev eth0".split(' '))?;
+    ensure!(!known("172.18.0.9")?);
+
     let neighbour = cluster.lab.client("c1")?;
     let route = format!("ip route add {NODE_ADDRESS}/32 via {}", node.ipv4());
     neighbour.run(route.split(' '))?;
