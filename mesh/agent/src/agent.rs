@@ -58,9 +58,10 @@ pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// It could not start, or one of its parts died.
 pub async fn run(config: Config) -> anyhow::Result<End> {
     let config = Arc::new(config);
-    if let Err(error) = portolan_relay::raise_open_files() {
+    let open_files = portolan_relay::raise_open_files().unwrap_or_else(|error| {
         tracing::warn!(%error, "the limit of open files stays as it is");
-    }
+        u64::MAX
+    });
     let state_dir = StateDir::open(&config.state_dir)?;
     let _exclusive = state_dir.lock()?;
     let state = state_dir.load()?;
@@ -101,7 +102,15 @@ pub async fn run(config: Config) -> anyhow::Result<End> {
     let relay_config = RelayConfig {
         tcp_connections: config.max_connections,
         ..RelayConfig::default()
-    };
+    }
+    .within(open_files);
+    if relay_config.tcp_connections < config.max_connections {
+        tracing::warn!(
+            open_files,
+            connections = relay_config.tcp_connections,
+            "fewer connections than max_connections; raise the limit of open files (LimitNOFILE)"
+        );
+    }
     let relay = Relay::new(relay_config, tokio::runtime::Handle::current());
     let (plane, plane_thread) = plane_thread::start(
         Arc::clone(&config),

@@ -39,6 +39,19 @@ impl Default for RelayConfig {
     }
 }
 
+impl RelayConfig {
+    /// Lowers the limits of flows to what this many open files carry, so that clients beyond are refused rather
+    /// than left waiting, and descriptors remain for the rest of the process: three quarters are for TCP, an
+    /// eighth is for UDP.
+    #[must_use]
+    pub fn within(mut self, files: u64) -> Self {
+        let files = usize::try_from(files).unwrap_or(usize::MAX);
+        self.tcp_connections = self.tcp_connections.min(files / 8 * 3);
+        self.udp_flows = self.udp_flows.min(files / 16);
+        self
+    }
+}
+
 /// Raises this process's limit of open files to the most that is allowed, and returns it. Whoever starts
 /// the process calls this once, before it serves.
 ///
@@ -55,4 +68,19 @@ pub fn raise_open_files() -> io::Result<u64> {
         },
     )?;
     Ok(maximum.unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_open_files_carry_few_flows_and_many_do_not_raise_a_limit() {
+        let config = RelayConfig::default().within(20_000);
+        assert_eq!((config.tcp_connections, config.udp_flows), (7_500, 1_250));
+        assert_eq!(
+            RelayConfig::default().within(u64::MAX),
+            RelayConfig::default()
+        );
+    }
 }
