@@ -6,8 +6,8 @@ use std::{
 };
 
 use crate::{
-    Network, NetworkName, NetworkView, NodeId, NodeState, Problem, Record, RecordKey, Service,
-    ServiceId, ServiceView, Slice, Snapshot, Task, TaskState, TaskView, claims,
+    Network, NetworkAttach, NetworkName, NetworkView, Node, NodeId, NodeState, Problem, Record,
+    RecordKey, Service, ServiceId, ServiceView, Slice, Snapshot, Task, TaskState, TaskView, claims,
 };
 
 /// The records of one node.
@@ -16,7 +16,29 @@ struct Owner {
     /// Whether the node is a member now. The records of one that is away are kept, and count only
     /// where forgetting them would do harm: its slices stay claimed.
     visible: bool,
-    records: BTreeMap<RecordKey, Record>,
+    records: BTreeMap<RecordKey, Held>,
+}
+
+/// A record as it is held: what has not changed is the same in every snapshot, and found so by its address alone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Held {
+    Node(Arc<Node>),
+    Network(Arc<Network>),
+    NetworkAttach(NetworkAttach),
+    Service(Arc<Service>),
+    Task(Arc<Task>),
+}
+
+impl From<Record> for Held {
+    fn from(record: Record) -> Self {
+        match record {
+            Record::Node(node) => Self::Node(Arc::new(node)),
+            Record::Network(network) => Self::Network(Arc::new(network)),
+            Record::NetworkAttach(attach) => Self::NetworkAttach(attach),
+            Record::Service(service) => Self::Service(Arc::new(service)),
+            Record::Task(task) => Self::Task(Arc::new(task)),
+        }
+    }
 }
 
 /// All records of all nodes. One task writes it; readers get a [`Snapshot`].
@@ -49,11 +71,18 @@ impl Catalog {
         visible: bool,
         records: impl IntoIterator<Item = Record>,
     ) -> bool {
+        let old = self.owners.get(&owner);
+        let held = records.into_iter().map(|record| {
+            let (key, new) = (record.key(), Held::from(record));
+            let known = old.and_then(|old| old.records.get(&key));
+            let held = known.filter(|known| **known == new).cloned();
+            (key, held.unwrap_or(new))
+        });
         let new = Owner {
             visible,
-            records: records.into_iter().map(|r| (r.key(), r)).collect(),
+            records: held.collect(),
         };
-        if self.owners.get(&owner) == Some(&new) {
+        if old == Some(&new) {
             return false;
         }
         self.owners.insert(owner, new);
@@ -76,16 +105,16 @@ impl Catalog {
     /// Whether a node that is not `except` still publishes a declaration of the service older than `version`.
     pub fn repeats_older_service(&self, except: NodeId, id: &ServiceId, version: u64) -> bool {
         self.others(except, &RecordKey::Service(id.clone()))
-            .any(|record| matches!(record, Record::Service(s) if s.spec_version < version))
+            .any(|record| matches!(record, Held::Service(s) if s.spec_version < version))
     }
 
     /// The same of a network.
     pub fn repeats_older_network(&self, except: NodeId, name: &NetworkName, version: u64) -> bool {
         self.others(except, &RecordKey::Network(name.clone()))
-            .any(|record| matches!(record, Record::Network(n) if n.spec_version < version))
+            .any(|record| matches!(record, Held::Network(n) if n.spec_version < version))
     }
 
-    fn others(&self, except: NodeId, key: &RecordKey) -> impl Iterator<Item = &Record> {
+    fn others(&self, except: NodeId, key: &RecordKey) -> impl Iterator<Item = &Held> {
         self.owners
             .iter()
             .filter(move |(node, _)| **node != except)
@@ -101,27 +130,27 @@ impl Catalog {
         for (&node, owner) in &self.owners {
             for record in owner.records.values() {
                 match record {
-                    Record::NetworkAttach(attach) => snapshot
+                    Held::NetworkAttach(attach) => snapshot
                         .claimed
                         .entry(attach.network.clone())
                         .or_default()
                         .extend(attach.slices.iter().map(|slice| (node, *slice))),
                     _ if !owner.visible => {}
-                    Record::Node(record) => {
-                        snapshot.nodes.insert(node, Arc::new(record.clone()));
+                    Held::Node(record) => {
+                        snapshot.nodes.insert(node, Arc::clone(record));
                     }
-                    Record::Network(network) => {
+                    Held::Network(network) => {
                         Declared::add(&mut networks, network.name.clone(), node, network);
                     }
-                    Record::Service(service) => {
+                    Held::Service(service) => {
                         Declared::add(&mut services, service.id.clone(), node, service);
                     }
-                    Record::Task(task) => {
+                    Held::Task(task) => {
                         snapshot
                             .tasks
                             .entry(task.id.clone())
                             .or_insert_with(|| TaskView {
-                                task: Arc::new(task.clone()),
+                                task: Arc::clone(task),
                                 node,
                                 state: task.state,
                             });
@@ -153,14 +182,14 @@ impl Catalog {
         declared
             .entry(ingress.name.clone())
             .or_insert_with(|| Declared {
-                winner: ingress,
+                winner: Arc::new(ingress),
                 by: BTreeSet::new(),
             });
         let mut kept: Vec<Arc<Network>> = Vec::new();
         let mut by_age: Vec<_> = declared.into_iter().collect();
         by_age.sort_by_key(|(name, d)| (d.winner.created_ms, name.clone()));
         for (name, declared) in by_age {
-            let network = Arc::new(declared.winner);
+            let network = declared.winner;
             if network.removed {
                 snapshot.removed_networks.insert(name, network);
                 continue;
@@ -234,7 +263,7 @@ fn merge_services(declared: BTreeMap<ServiceId, Declared<Service>>, snapshot: &m
     by_age.sort_by_key(|(id, d)| (d.winner.created_ms, id.clone()));
     let mut taken = PortsTaken::default();
     for (id, declared) in by_age {
-        let service = Arc::new(declared.winner);
+        let service = declared.winner;
         if service.removed {
             snapshot.removed_services.insert(id, service);
             continue;
@@ -303,12 +332,12 @@ impl PortsTaken {
 
 /// The declarations of one object: the one that counts, and who publishes it.
 struct Declared<T> {
-    winner: T,
+    winner: Arc<T>,
     by: BTreeSet<NodeId>,
 }
 
 /// What of a declaration decides between it and another.
-trait Versioned: Clone + PartialEq {
+trait Versioned: Eq {
     fn version(&self) -> u64;
 }
 
@@ -326,9 +355,9 @@ impl Versioned for Network {
 
 impl<T: Versioned> Declared<T> {
     /// Nodes are added in the order of their ids, so that of two declarations of one version the first counts.
-    fn add<K: Ord>(all: &mut BTreeMap<K, Self>, key: K, node: NodeId, declaration: &T) {
+    fn add<K: Ord>(all: &mut BTreeMap<K, Self>, key: K, node: NodeId, declaration: &Arc<T>) {
         let new = || Self {
-            winner: declaration.clone(),
+            winner: Arc::clone(declaration),
             by: BTreeSet::from([node]),
         };
         let declared = all.entry(key).or_insert_with(new);
