@@ -23,9 +23,17 @@ pub fn frontends(snapshot: &Snapshot) -> Actual {
     snapshot
         .services
         .values()
-        .flat_map(|view| published(snapshot, view).chain(vips(snapshot, view)))
+        .flat_map(|view| of_service(snapshot, view))
         .map(|spec| (spec.frontend.clone(), Arc::new(spec)))
         .collect()
+}
+
+/// Those of one service. Of the snapshot they take its networks, and of the rest only the service and its tasks.
+pub(crate) fn of_service<'a>(
+    snapshot: &'a Snapshot,
+    view: &'a ServiceView,
+) -> impl Iterator<Item = FrontendSpec> + 'a {
+    published(snapshot, view).chain(vips(snapshot, view))
 }
 
 fn published<'a>(

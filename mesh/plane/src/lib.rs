@@ -7,7 +7,9 @@
 
 pub mod contract;
 mod data_plane;
+mod demand;
 mod desired;
+mod differing;
 mod fake;
 mod frontend;
 mod plan;

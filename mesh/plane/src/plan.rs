@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use portolan_model::Snapshot;
 
-use crate::{Actual, Frontend, FrontendSpec, frontends};
+use crate::{Actual, Frontend, FrontendSpec, differing::differing, frontends};
 
 /// One step. Applying it twice is the same as once.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,24 +42,32 @@ impl Plan {
 
     /// What turns `actual` into `desired`, which is all that is known, or just all that is known yet.
     pub(crate) fn towards(desired: &Actual, synced: bool, actual: &Actual) -> Self {
-        let changed = desired
-            .iter()
-            .filter_map(|(frontend, spec)| match actual.get(frontend) {
-                Some(present) if present == spec => None,
-                Some(present) if !synced => {
+        let (mut ops, mut removals) = (Vec::new(), Vec::new());
+        for (frontend, present, wanted) in differing(actual, desired, Arc::eq) {
+            match (present, wanted) {
+                (Some(present), Some(spec)) if !synced => {
                     let merged = with_backends_of(spec, present);
-                    (merged != **present).then(|| Op::Upsert(Arc::new(merged)))
+                    if merged != **present {
+                        ops.push(Op::Upsert(Arc::new(merged)));
+                    }
                 }
-                _ => Some(Op::Upsert(Arc::clone(spec))),
-            });
-        let mut ops: Vec<Op> = changed.collect();
-        if synced {
-            let gone = actual
-                .keys()
-                .filter(|frontend| !desired.contains_key(frontend));
-            ops.extend(gone.cloned().map(Op::Remove));
+                (_, Some(spec)) => ops.push(Op::Upsert(Arc::clone(spec))),
+                (_, None) if synced => removals.push(Op::Remove(frontend.clone())),
+                (_, None) => {}
+            }
         }
+        ops.append(&mut removals);
         Self { ops }
+    }
+
+    /// What is served once all of it is done where just this was.
+    pub(crate) fn take_into(self, actual: &mut Actual) {
+        for op in self.ops {
+            match op {
+                Op::Upsert(spec) => drop(actual.insert(spec.frontend.clone(), spec)),
+                Op::Remove(frontend) => drop(actual.remove(&frontend)),
+            }
+        }
     }
 
     /// Whether there is nothing to do.

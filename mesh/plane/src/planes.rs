@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use portolan_model::{PlaneChoice, Snapshot};
 
-use crate::{Actual, DataPlane, Frontend, FrontendSpec, Reconciler, Standing, frontends};
+use crate::{Actual, DataPlane, Frontend, FrontendSpec, Reconciler, Standing, demand::Demand};
 
 /// Keeps two planes at what the snapshot asks for.
 ///
@@ -18,6 +18,7 @@ use crate::{Actual, DataPlane, Frontend, FrontendSpec, Reconciler, Standing, fro
 pub struct Planes<S, F> {
     slow: Reconciler<S>,
     fast: Option<Reconciler<F>>,
+    demand: Demand,
     desired: Arc<Actual>,
     synced: bool,
     shared: BTreeSet<Frontend>,
@@ -25,11 +26,13 @@ pub struct Planes<S, F> {
 
 impl<S: DataPlane, F: DataPlane> Planes<S, F> {
     /// The slow plane alone, asked for what this snapshot asks for.
-    pub fn new(slow: S, snapshot: &Snapshot) -> Self {
+    pub fn new(slow: S, snapshot: &Arc<Snapshot>) -> Self {
+        let mut demand = Demand::default();
         Self {
-            desired: Arc::new(frontends(snapshot)),
+            desired: demand.follow(snapshot),
+            demand,
             synced: snapshot.synced,
-            slow: Reconciler::new(slow, snapshot),
+            slow: Reconciler::idle(slow),
             fast: None,
             shared: BTreeSet::new(),
         }
@@ -102,8 +105,10 @@ impl<S: DataPlane, F: DataPlane> Planes<S, F> {
 
     /// Takes a new snapshot as what is asked for. Returns after how long [`Self::step`] is to be called even if
     /// no other snapshot comes; `None` is not at all.
-    pub fn update(&mut self, snapshot: &Snapshot) -> Option<Duration> {
-        self.desired = Arc::new(frontends(snapshot));
+    pub fn update(&mut self, snapshot: &Arc<Snapshot>) -> Option<Duration> {
+        // Freeing it takes longer than all the rest.
+        let _last = self.demand.last();
+        self.desired = self.demand.follow(snapshot);
         self.synced = snapshot.synced;
         self.slow.begin_again();
         if let Some(fast) = &mut self.fast {
@@ -116,23 +121,24 @@ impl<S: DataPlane, F: DataPlane> Planes<S, F> {
     pub fn step(&mut self) -> Option<Duration> {
         self.slow.aim(Arc::clone(&self.desired), self.synced);
         let slow = self.slow.step();
-        let for_fast = self.fast.is_some().then(|| {
-            let all = self
-                .desired
-                .iter()
-                .filter(|(_, spec)| self.kept(spec).is_none());
-            all.map(|(frontend, spec)| (frontend.clone(), Arc::clone(spec)))
-                .collect::<Actual>()
+        let for_fast = self.for_fast();
+        let fast = self.fast.as_mut().and_then(|fast| {
+            fast.aim(for_fast, self.synced);
+            fast.step()
         });
-        let fast = self
-            .fast
-            .as_mut()
-            .zip(for_fast)
-            .and_then(|(fast, desired)| {
-                fast.aim(Arc::new(desired), self.synced);
-                fast.step()
-            });
         [slow, fast].into_iter().flatten().min()
+    }
+
+    fn for_fast(&self) -> Arc<Actual> {
+        let is_kept = |spec: &FrontendSpec| self.kept(spec).is_some();
+        if !self.desired.values().any(|spec| is_kept(spec)) {
+            return Arc::clone(&self.desired);
+        }
+        let all = self.desired.iter().filter(|(_, spec)| !is_kept(spec));
+        Arc::new(
+            all.map(|(frontend, spec)| (frontend.clone(), Arc::clone(spec)))
+                .collect(),
+        )
     }
 
     fn kept(&self, spec: &FrontendSpec) -> Option<String> {

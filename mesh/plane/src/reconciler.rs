@@ -106,7 +106,7 @@ impl<P: DataPlane> Reconciler<P> {
 
     /// Does what is left to do; the result is as for [`Self::update`].
     pub fn step(&mut self) -> Option<Duration> {
-        let actual = match self.plane.dump() {
+        let mut actual = match self.plane.dump() {
             Ok(actual) => actual,
             Err(error) => {
                 self.standing.unreadable = Some(with_causes(&error));
@@ -119,6 +119,7 @@ impl<P: DataPlane> Reconciler<P> {
         self.standing.applied_total += (plan.ops.len() - failures.len().min(plan.ops.len())) as u64;
         self.standing.failures.clear();
         self.standing.unsupported.clear();
+        let failed = !failures.is_empty();
         let mut given_up = Plan::default();
         for failure in failures {
             let words = with_causes(&failure.error);
@@ -138,7 +139,13 @@ impl<P: DataPlane> Reconciler<P> {
             self.standing.failures.insert(failure.frontend, words);
             self.standing.failed_total += 1;
         }
-        self.present = self.plane.dump().unwrap_or_default();
+        // Reading again what was done without a failure would take longer than doing it.
+        self.present = if failed {
+            self.plane.dump().unwrap_or_default()
+        } else {
+            plan.take_into(&mut actual);
+            actual
+        };
         self.standing.served = self.present.len();
         if self.standing.failures.is_empty() && self.standing.unsupported.is_empty() {
             self.retry = None;

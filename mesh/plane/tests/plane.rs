@@ -5,6 +5,8 @@
     reason = "a test that cannot set up has failed"
 )]
 
+#[path = "plane/following.rs"]
+mod following;
 #[path = "plane/frontends.rs"]
 mod frontends;
 #[path = "plane/planning.rs"]

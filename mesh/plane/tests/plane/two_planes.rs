@@ -1,6 +1,6 @@
 //! One plane before another: what the fast one is given, and that neither keeps the other from serving.
 
-use std::{cell::RefCell, collections::BTreeSet, rc::Rc};
+use std::{cell::RefCell, collections::BTreeSet, rc::Rc, sync::Arc};
 
 use portolan_model::{PlaneChoice, Protocol, PublishedPort, Record, Snapshot};
 use portolan_plane::{
@@ -67,7 +67,7 @@ fn at(port: u16) -> Frontend {
 }
 
 /// A service for each port; those of the second list ask for the relay.
-fn world(ports: &[u16], for_relay: &[u16], synced: bool) -> Snapshot {
+fn world(ports: &[u16], for_relay: &[u16], synced: bool) -> Arc<Snapshot> {
     let world = ports.iter().fold(World::of(&[ME]), |world, port| {
         let published = PublishedPort::new(*port, 80, Protocol::Tcp);
         let mut service = service(&format!("s{port}"), &[published]);
@@ -76,10 +76,10 @@ fn world(ports: &[u16], for_relay: &[u16], synced: bool) -> Snapshot {
         }
         world.with(ME, Record::Service(service))
     });
-    world.snapshot(synced)
+    Arc::new(world.snapshot(synced))
 }
 
-fn ports(ports: &[u16]) -> Snapshot {
+fn ports(ports: &[u16]) -> Arc<Snapshot> {
     world(ports, &[], true)
 }
 
@@ -162,7 +162,7 @@ fn what_the_fast_one_does_not_carry_is_no_failure_and_does_not_stay_as_it_was() 
         service.local_first = true;
         changed = changed.with(ME, Record::Service(service));
     }
-    planes.update(&changed.snapshot(true));
+    planes.update(&Arc::new(changed.snapshot(true)));
     assert_eq!((slow.served(), fast.served()), (vec![80, 81], vec![81]));
     let standing = planes.fast_standing().unwrap();
     assert!(standing.failures.is_empty());

@@ -1,0 +1,96 @@
+//! What this node is to serve, from one snapshot to the next: made anew only for the services that a change is about,
+//! as a cluster may have thousands of others.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use portolan_model::{ServiceId, ServiceView, Snapshot, TaskView};
+
+use crate::{Actual, FrontendSpec, desired, differing::differing};
+
+/// The frontends of the last snapshot, by service. Those that stay as they were are the same [`Arc`]s.
+#[derive(Debug, Default)]
+pub(crate) struct Demand {
+    of: Option<Arc<Snapshot>>,
+    services: BTreeMap<ServiceId, Vec<Arc<FrontendSpec>>>,
+    all: Arc<Actual>,
+}
+
+impl Demand {
+    /// The last snapshot, if there was one.
+    pub(crate) fn last(&self) -> Option<Arc<Snapshot>> {
+        self.of.clone()
+    }
+
+    /// The same as [`crate::frontends`] of this snapshot.
+    pub(crate) fn follow(&mut self, snapshot: &Arc<Snapshot>) -> Arc<Actual> {
+        let changed = match self.of.replace(Arc::clone(snapshot)) {
+            Some(before) if before.me == snapshot.me && before.networks == snapshot.networks => {
+                changed(&before, snapshot)
+            }
+            _ => {
+                let known = self.services.keys();
+                known.chain(snapshot.services.keys()).cloned().collect()
+            }
+        };
+        let (mut replaced, mut others) = (Vec::new(), false);
+        for service in changed {
+            let before = self.services.remove(&service).unwrap_or_default();
+            let after = remade(snapshot, &service, &before);
+            let pairs = before.iter().zip(&after);
+            others |=
+                before.len() != after.len() || pairs.clone().any(|(a, b)| a.frontend != b.frontend);
+            replaced.extend(pairs.map(|(a, b)| (Arc::clone(a), Arc::clone(b))));
+            if !after.is_empty() {
+                self.services.insert(service, after);
+            }
+        }
+        if others {
+            let specs = self.services.values().flatten();
+            let all = specs.map(|spec| (spec.frontend.clone(), Arc::clone(spec)));
+            self.all = Arc::new(all.collect());
+        } else if !replaced.is_empty() {
+            let all = Arc::make_mut(&mut self.all);
+            for (old, new) in replaced {
+                // Of two services that want the same frontend, one has it.
+                if let Some(spec) = all
+                    .get_mut(&new.frontend)
+                    .filter(|spec| Arc::ptr_eq(spec, &old))
+                {
+                    *spec = new;
+                }
+            }
+        }
+        Arc::clone(&self.all)
+    }
+}
+
+/// A service's frontends, those that are as they were taken from before.
+fn remade(
+    snapshot: &Snapshot,
+    service: &ServiceId,
+    before: &[Arc<FrontendSpec>],
+) -> Vec<Arc<FrontendSpec>> {
+    let view = snapshot.services.get(service).into_iter();
+    let specs = view
+        .flat_map(|view| desired::of_service(snapshot, view))
+        .map(|spec| {
+            let same = before.iter().find(|known| ***known == spec);
+            same.map_or_else(|| Arc::new(spec), Arc::clone)
+        });
+    specs.collect()
+}
+
+/// The services of which something differs that their frontends are made of, networks aside.
+fn changed(before: &Snapshot, after: &Snapshot) -> BTreeSet<ServiceId> {
+    // Which tasks it has is the tasks' word.
+    let same = |a: &ServiceView, b: &ServiceView| a.service == b.service && a.ports == b.ports;
+    let services = differing(&before.services, &after.services, same);
+    let services = services.map(|(id, _, _)| id.clone());
+    let tasks = differing(&before.tasks, &after.tasks, TaskView::eq);
+    let tasks = tasks.flat_map(|(_, before, after)| [before, after]);
+    let of_tasks = tasks.filter_map(|task| task?.task.service.clone());
+    services.chain(of_tasks).collect()
+}
