@@ -24,10 +24,23 @@ impl EbpfPlane {
     pub(super) fn adopt(&mut self) -> Result<(), OpError> {
         self.adopt_networks()?;
         let labels = read(&self.maps.backend_labels, "the backends' labels")?;
+        let mut owned: BTreeMap<u32, Vec<(u32, &BackendLabel)>> = BTreeMap::new();
+        for (index, label) in &labels {
+            owned
+                .entry(label.frontend)
+                .or_default()
+                .push((*index, label));
+        }
         let mut lists = self.lists()?;
         for (key, value) in read(&self.maps.frontends, "the frontends")? {
             let allow = lists.remove(&value.id).unwrap_or_default();
-            let Some(served) = self.read_frontend(key, value, &labels, allow)? else {
+            let Some(served) = self.read_frontend(
+                key,
+                value,
+                owned.remove(&value.id).unwrap_or_default(),
+                allow,
+            )?
+            else {
                 // Without a name it was only half written.
                 self.maps
                     .frontends
@@ -59,7 +72,7 @@ impl EbpfPlane {
         &self,
         key: FrontendKey,
         value: FrontendValue,
-        labels: &BTreeMap<u32, BackendLabel>,
+        labels: Vec<(u32, &BackendLabel)>,
         allow: Vec<IpNetwork>,
     ) -> Result<Option<Served>, OpError> {
         let Ok(label) = self.maps.frontend_labels.get(&value.id, 0) else {
@@ -70,19 +83,16 @@ impl EbpfPlane {
         };
         let mut backends = Vec::new();
         let mut indexes = BTreeMap::new();
-        for (index, label) in labels
-            .iter()
-            .filter(|(_, label)| label.frontend == value.id)
-        {
+        for (index, label) in labels {
             let Ok(task) = read_text(&label.task).parse::<TaskId>() else {
                 continue;
             };
             let at = self
                 .maps
                 .backends
-                .get(index, 0)
+                .get(&index, 0)
                 .doing(|| "read a backend".into())?;
-            indexes.insert(task.clone(), *index);
+            indexes.insert(task.clone(), index);
             backends.push(Backend {
                 task,
                 name: read_text(&label.name),
