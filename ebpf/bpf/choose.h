@@ -9,6 +9,8 @@
 #define LAST_TRIES 6
 /* How many backends are compared for the one with the fewest flows. */
 #define COMPARED 64
+/* Among how many backends that of a client's first datagram is looked for, in case it is not its first. */
+#define SEARCHED 16
 
 /* A packet that is to begin a flow, and who sent it. */
 struct call {
@@ -38,6 +40,9 @@ static __always_inline void return_to(struct flow *to, const struct call *call, 
 	const struct tuple *t = &call->packet->tuple;
 	__be16 port = backend->port ? backend->port : t->dport;
 	__builtin_memset(to, 0, sizeof(*to));
+	/* Read first, as it is written last: of a backend that is just being changed the flow is not a valid one. */
+	to->generation = *(const volatile __u32 *)&backend->generation;
+	asm volatile("" ::: "memory");
 	to->created = to->seen = now;
 	to->kind = FLOW_RETURN;
 	to->ip = t->daddr;
@@ -48,7 +53,6 @@ static __always_inline void return_to(struct flow *to, const struct call *call, 
 	to->network = backend->network;
 	to->ifindex = call->ifindex;
 	to->backend = index;
-	to->generation = backend->generation;
 	to->frontend = call->frontend->id;
 	to->idle_ms = call->frontend->idle_ms;
 	to->again = call->again;
@@ -80,8 +84,8 @@ static __always_inline struct flow *begin(const struct call *call, __u32 index, 
 	struct scratch *new = scratch();
 	if (!new)
 		return 0;
-	way_back_from(&new->way_back, call, backend);
 	return_to(&new->flow, call, index, backend, now);
+	way_back_from(&new->way_back, call, backend);
 	if (bpf_map_update_elem(&flows, &new->way_back, &new->flow, BPF_NOEXIST)) {
 		struct flow *old = bpf_map_lookup_elem(&flows, &new->way_back);
 		int same = old && old->kind == FLOW_RETURN && is_same(&old->ip, &t->daddr) && old->port == t->dport;
@@ -227,9 +231,16 @@ static __always_inline struct flow *choose(const struct call *call, enum counter
 	return 0;
 }
 
+/* Whether a backend is none for a call, whoever chooses it: to itself a task gets through the relay. */
+static __always_inline int is_unfit(const struct call *call, const struct backend *backend)
+{
+	return is_of_tasks(call, backend) || (call->client && !backend->node && backend->ifindex == call->ifindex);
+}
+
 /* The search for the member of a frontend that has a flow. */
 struct search {
 	const struct call *call;
+	__u64 now;
 	__u32 index;
 	int found;
 };
@@ -253,9 +264,30 @@ static long has_flow(__u32 number, struct search *search)
 		return 0;
 	if (back->backend != index || back->generation != backend->generation)
 		return 0;
+	/* Datagrams after so long are a new flow. */
+	if (t->proto == IPPROTO_UDP && search->now - back->seen > back->idle_ms * MS)
+		return 0;
 	search->index = index;
 	search->found = 1;
 	return 1;
+}
+
+/* Finds the flow whose way there was forgotten by its way back, and makes the entry again. */
+static __noinline struct flow *find(const struct call *call)
+{
+	struct search search = {.call = call, .now = bpf_ktime_get_coarse_ns()};
+	bpf_loop(call->frontend->members < MAX_MEMBERS ? call->frontend->members : MAX_MEMBERS, has_flow, &search, 0);
+	__u32 index = search.index;
+	struct backend *backend = bpf_map_lookup_elem(&backends, &index);
+	struct scratch *found = scratch();
+	if (!search.found || !backend || !found || is_unfit(call, backend))
+		return 0;
+	return_to(&found->flow, call, index, backend, search.now);
+	turn_round(&found->flow, call, backend);
+	if (bpf_map_update_elem(&flows, &call->packet->tuple, &found->flow, BPF_ANY))
+		return 0;
+	count(RECOVERED);
+	return bpf_map_lookup_elem(&flows, &call->packet->tuple);
 }
 
 /* Finds the backend of a connection whose way there was forgotten: by the way back, and else, as it may be another
@@ -263,33 +295,20 @@ static long has_flow(__u32 number, struct search *search)
 static __always_inline struct flow *recover(const struct call *call)
 {
 	const struct tuple *t = &call->packet->tuple;
-	__u64 now = bpf_ktime_get_coarse_ns();
-	struct search search = {.call = call};
-	bpf_loop(call->frontend->members < MAX_MEMBERS ? call->frontend->members : MAX_MEMBERS, has_flow, &search, 0);
+	struct flow *flow = find(call);
 	/* Without these it would begin a flow for whom none may be begun, or for what can be of no connection. */
-	if (!search.found && ((call->packet->tcp & (TCP_ACK | TCP_RST)) != TCP_ACK || !allows(call->frontend, &t->saddr)))
-		return 0;
-	if (!search.found && !in_table(call->frontend, mixed(mixed(digest(&t->saddr)) ^ ((__u32)t->sport << 16 | t->dport)), &search.index))
-		return 0;
-	__u32 index = search.index;
-	struct backend *backend = bpf_map_lookup_elem(&backends, &index);
-	if (!backend || is_of_tasks(call, backend) || (call->client && !backend->node && backend->ifindex == call->ifindex))
-		return 0;
-	if (!search.found) {
-		struct flow *flow = begin(call, index, backend, now);
-		if (flow)
-			count(MAGLEV);
+	if (flow || (call->packet->tcp & (TCP_ACK | TCP_RST)) != TCP_ACK || !allows(call->frontend, &t->saddr))
 		return flow;
-	}
-	struct scratch *found = scratch();
-	if (!found)
+	__u32 index;
+	if (!in_table(call->frontend, mixed(mixed(digest(&t->saddr)) ^ ((__u32)t->sport << 16 | t->dport)), &index))
 		return 0;
-	return_to(&found->flow, call, index, backend, now);
-	turn_round(&found->flow, call, backend);
-	if (bpf_map_update_elem(&flows, t, &found->flow, BPF_ANY))
+	struct backend *backend = bpf_map_lookup_elem(&backends, &index);
+	if (!backend || is_unfit(call, backend))
 		return 0;
-	count(RECOVERED);
-	return bpf_map_lookup_elem(&flows, t);
+	flow = begin(call, index, backend, bpf_ktime_get_coarse_ns());
+	if (flow)
+		count(MAGLEV);
+	return flow;
 }
 
 /* The frontend that a packet is addressed to. */

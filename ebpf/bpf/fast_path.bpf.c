@@ -64,6 +64,13 @@ static __always_inline int is_for_task(const struct flow *f)
 	return *(const __u32 *)f->macs || *(const __u32 *)(f->macs + 4);
 }
 
+/* Whether a packet came from this node, if it came by a tunnel at all. */
+static __always_inline int is_from_node(struct __sk_buff *skb, __u32 node)
+{
+	struct bpf_tunnel_key key = {};
+	return !node || node == ROUTED || bpf_skb_get_tunnel_key(skb, &key, sizeof(key), 0) || key.remote_ipv4 == node;
+}
+
 /* A task's packet to the client. */
 static __always_inline int give_back(struct __sk_buff *skb, const struct packet *p, struct flow *f)
 {
@@ -75,7 +82,7 @@ static __always_inline int give_back(struct __sk_buff *skb, const struct packet 
 	}
 	struct network *network = bpf_map_lookup_elem(&networks, &f->network);
 	/* By another link it is not the task's. */
-	if (!network || skb->ifindex != (f->node ? network->ifindex : backend->ifindex))
+	if (!network || skb->ifindex != (f->node ? network->ifindex : backend->ifindex) || !is_from_node(skb, f->node))
 		return drop(DROP_MISDIRECTED);
 	if (p->tuple.proto == IPPROTO_UDP) {
 		struct tuple way_there = way_there_of(p, f);
@@ -108,7 +115,8 @@ static __always_inline int give_back(struct __sk_buff *skb, const struct packet 
 
 /* What a packet can be that is not of a flow that is known and lives. */
 enum past {
-	NEW = 1,
+	UNKNOWN = 1,
+	NEW, /* there was one before */
 	AGAIN, /* its backend refused it or did not answer; it is to have another one */
 	STALE, /* its backend is gone */
 	/* And more: so many backends could not take it. */
@@ -185,6 +193,9 @@ static __noinline struct flow *begin_flow(struct __sk_buff *skb, const struct pa
 		*verdict = leave(TO_RELAY_NO_BACKEND);
 	else if (!allows(frontend, &p->tuple.saddr))
 		*verdict = leave(TO_RELAY_NOT_ALLOWED);
+	/* Of datagrams the first one tells nothing. */
+	else if (past == UNKNOWN && p->tuple.proto == IPPROTO_UDP && frontend->members <= SEARCHED && (f = find(&call)))
+		return f;
 	else if (call.sent_back >= TRIES || !(f = choose(&call, &why)))
 		*verdict = to_relay(p, frontend, why);
 	return f;
@@ -237,7 +248,7 @@ static __always_inline int judge_from_outside(struct __sk_buff *skb, const struc
 		return leave(TO_RELAY_FRAGMENT);
 	if (p->what == NOT_OURS)
 		return TCX_NEXT;
-	int past = NEW;
+	int past = UNKNOWN;
 	struct flow *f = bpf_map_lookup_elem(&flows, &p->tuple);
 	int verdict = f ? known(skb, p, f, &past) : BEGINS;
 	if (verdict != BEGINS)
@@ -318,7 +329,9 @@ static __always_inline int deliver(struct __sk_buff *skb, const struct packet *p
 	int begins = p->tuple.proto == IPPROTO_UDP || is_syn(p);
 	/* What comes in the middle of a connection by another node than before has moved there. */
 	int same = old && old->kind == FLOW_BACK && (!begins || old->node == key.remote_ipv4);
-	if (old && !same && !is_over(&way_back, old, now)) {
+	/* That of a task which had the address before has gone with it. */
+	int gone = old && old->kind == FLOW_BACK && old->ifindex != task->ifindex;
+	if (old && !same && !gone && !is_over(&way_back, old, now)) {
 		struct network *by = bpf_map_lookup_elem(&networks, &network);
 		if (!begins || !by)
 			return drop(DROP_COLLISION);
@@ -399,7 +412,7 @@ static __always_inline int judge_from_task(struct __sk_buff *skb, const struct p
 		return send_back(skb, p, f);
 	if (f && f->kind == FLOW_RETURN && !f->node)
 		return give_back(skb, p, f);
-	int past = NEW;
+	int past = UNKNOWN;
 	int verdict = f ? known(skb, p, f, &past) : BEGINS;
 	if (verdict != BEGINS)
 		return verdict;

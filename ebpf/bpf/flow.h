@@ -40,6 +40,9 @@ static __always_inline int book(const struct packet *p, struct flow *f)
 	f->bytes += p->data;
 	if (p->tcp & TCP_ACK)
 		f->ack = p->ack;
+	/* Who sends on was not reset: anyone may have sent that. */
+	if (__builtin_expect(f->closing & TCP_RST, 0) && !(p->tcp & (TCP_RST | TCP_SYN)))
+		f->closing &= ~TCP_RST;
 	f->closing |= p->tcp & (TCP_FIN | TCP_RST);
 	if (!p->data && p->tuple.proto != IPPROTO_UDP && !(p->tcp & (TCP_SYN | TCP_FIN | TCP_RST)))
 		return 0;

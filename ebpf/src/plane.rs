@@ -40,6 +40,7 @@ use crate::{
     sockets::{self, Sockets},
 };
 use books::Books;
+use choice::Choice;
 pub use open::{OpenOptions, Predecessor};
 use served::Served;
 use sweep::Sweep;
@@ -61,6 +62,9 @@ pub struct EbpfPlane {
     /// The flows once more, for reading in slices.
     table: FlowTable,
     sweep: Sweep,
+    /// Choices that no frontend leads to any more, by frontend and generation: a program may have found its way there
+    /// before. The next sweep removes them.
+    outdated: Vec<(u32, u32, Choice)>,
     books: Books,
     resets: Resets,
     predecessor: Predecessor,

@@ -1,6 +1,9 @@
 //! What an earlier agent left in the maps, read back.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use ipnetwork::IpNetwork;
 use portolan_model::{Balancing, NodeId, PlaneChoice, Protocol, TaskId};
@@ -54,6 +57,7 @@ impl EbpfPlane {
             }
             self.served.insert(served.spec.frontend.clone(), served);
         }
+        self.drop_strays()?;
         for (id, list) in lists {
             self.unlist(id, &list, &[])?;
         }
@@ -64,6 +68,35 @@ impl EbpfPlane {
             .collect::<Vec<_>>()
         {
             self.retire(index)?;
+        }
+        Ok(())
+    }
+
+    /// Removes choices that no frontend leads to: an earlier agent may have ended between writing one and removing
+    /// another.
+    fn drop_strays(&mut self) -> Result<(), OpError> {
+        let served = self.served.values();
+        let current: BTreeSet<_> = served
+            .map(|served| (served.id, served.generation))
+            .collect();
+        let is_stray = |frontend, generation| !current.contains(&(frontend, generation));
+        let slots = self.maps.slots.keys().collect::<Result<Vec<_>, _>>();
+        let slots = slots.doing(|| "read the slots".into())?;
+        for slot in slots
+            .iter()
+            .filter(|slot| is_stray(slot.frontend, slot.generation))
+        {
+            let removed = self.maps.slots.remove(slot);
+            removed.doing(|| format!("remove a slot of frontend {}", slot.frontend))?;
+        }
+        let chunks = self.maps.chunks.keys().collect::<Result<Vec<_>, _>>();
+        let chunks = chunks.doing(|| "read the tables".into())?;
+        for chunk in chunks
+            .iter()
+            .filter(|chunk| is_stray(chunk.frontend, chunk.generation))
+        {
+            let removed = self.maps.chunks.remove(chunk);
+            removed.doing(|| format!("remove a table of frontend {}", chunk.frontend))?;
         }
         Ok(())
     }

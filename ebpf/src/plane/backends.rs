@@ -61,6 +61,7 @@ impl EbpfPlane {
             let label = self.maps.backend_labels.get(&index, 0).ok();
             changes.backends.push((index, before, label));
         }
+        let generation = before.generation;
         // One that is out of reach for now keeps its place, and its flows.
         let place = place.or(was).unwrap_or_default();
         if was.is_some_and(|was| was != place && was != Place::default()) {
@@ -82,6 +83,14 @@ impl EbpfPlane {
             macs: place.macs,
             ..before
         };
+        if was.is_some() && value.generation != generation {
+            // A flow that is just being given it has the old generation, and with it ends.
+            let place = BackendValue {
+                generation,
+                ..value
+            };
+            self.maps.backends.set(index, place, 0).doing(what)?;
+        }
         self.maps.backends.set(index, value, 0).doing(what)?;
         let label = BackendLabel {
             node: *backend.node.as_bytes(),

@@ -131,6 +131,7 @@ impl EbpfPlane {
             free_backends: Free::default(),
             table,
             sweep: Sweep::default(),
+            outdated: Vec::new(),
             books: Books::default(),
             resets,
             predecessor,

@@ -3,6 +3,7 @@
 
 mod bytes;
 mod callers;
+mod changes;
 mod choices;
 mod compilers;
 mod cost;

@@ -20,6 +20,8 @@ use crate::{
 /// `MAX_FRONTENDS` and `MAX_BACKENDS` of `bpf/layout.h`.
 const MAX_FRONTENDS: u32 = 65_536;
 pub(super) const MAX_BACKENDS: u32 = 131_072;
+/// No network's place: what is on none that this node is on is reached from none.
+const NOWHERE: u32 = u32::MAX;
 
 /// A frontend as it stands in the maps.
 #[derive(Debug, Clone)]
@@ -131,7 +133,7 @@ impl EbpfPlane {
             id,
             generation,
             slots: choice.slots.len() as u32,
-            network: self.network(&spec.frontend).unwrap_or(0),
+            network: self.network(&spec.frontend).unwrap_or(NOWHERE),
             flags: flags(spec),
             idle_ms: idle_ms(spec),
             table: choice.table.len() as u32,
@@ -178,7 +180,8 @@ impl EbpfPlane {
     fn drop_old(&mut self, old: &Served, new: &Served) -> Result<(), OpError> {
         let frontend = &new.spec.frontend;
         if new.generation != old.generation {
-            self.drop_choice(old.id, old.generation, &old.choice);
+            self.outdated
+                .push((old.id, old.generation, old.choice.clone()));
         }
         let listed = &new.spec.policy.allow;
         let mut done = self.unlist(old.id, &old.spec.policy.allow, listed);
@@ -233,6 +236,13 @@ impl EbpfPlane {
                 .doing(|| format!("remove {frontend}"))?;
         }
         self.drop_choice(id, generation, &choice);
+        // The next owner of its place begins with the generations that it had.
+        let outdated = std::mem::take(&mut self.outdated).into_iter();
+        let (own, others): (Vec<_>, _) = outdated.partition(|(of, ..)| *of == id);
+        self.outdated = others;
+        for (id, generation, choice) in own {
+            self.drop_choice(id, generation, &choice);
+        }
         self.unlist(id, &allow, &[])?;
         for index in indexes {
             self.retire(index)?;

@@ -76,6 +76,9 @@ impl EbpfPlane {
     /// The table cannot be read; the next call begins anew.
     pub fn sweep(&mut self) -> Result<Swept, OpError> {
         let begun = Instant::now();
+        for (frontend, generation, choice) in std::mem::take(&mut self.outdated) {
+            self.drop_choice(frontend, generation, &choice);
+        }
         let mut known = Known::default();
         let mut swept = Swept::default();
         loop {

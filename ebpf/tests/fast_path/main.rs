@@ -14,5 +14,6 @@ mod flows;
 mod life;
 mod policies;
 mod reach;
+mod strays;
 mod traffic;
 mod transfer;
