@@ -80,6 +80,7 @@ impl NodeThread {
                 let overlay = Overlay::open(Config {
                     underlay: underlay.into(),
                     data_path_port: DEFAULT_PORT,
+                    node_address: None,
                 })?;
                 let pins = dir.path().join("portolan");
                 let plane = Some(EbpfPlane::open(&options(&pins))?);
