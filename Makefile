@@ -49,7 +49,7 @@ test: root deps lint build ## Everything that CI holds: lints, docs, all tests, 
 test-docker: root ## Docker and Swarm with real engines, on both planes; `make test` has it too
 	@.ci/deps build demo test
 	@$(CARGO) build --locked -p portolan-agent
-	@$(MAKE) --no-print-directory nextest TESTS='-p portolan-e2e --test docker'
+	@$(MAKE) --no-print-directory nextest TESTS="-p portolan-e2e --test 'docker*'"
 
 .PHONY: lint
 lint: ## Format, clippy and docs, warnings being errors

@@ -50,21 +50,32 @@ impl Cluster {
         )
     }
 
-    /// Runs `docker` on a node with the words of a line, and gives what it prints.
+    /// Runs `docker` on a node with the words of a line, and gives what it prints. A word with spaces is in single
+    /// quotes.
     ///
     /// # Errors
     /// It fails.
     pub fn docker(&self, node: usize, line: &str) -> Result<String> {
-        let words: Vec<&str> = line.split_whitespace().collect();
-        let printed = self.engine(node)?.docker(&words);
+        let printed = self.engine(node)?.docker(&words(line));
         printed.with_context(|| format!("n{}: docker {line}", node + 1))
     }
 
     /// As [`Cluster::docker`], with any exit status.
     pub fn try_docker(&self, node: usize, line: &str) -> Result<Output> {
-        let words: Vec<&str> = line.split_whitespace().collect();
-        self.engine(node)?.docker_output(&words)
+        self.engine(node)?.docker_output(&words(line))
     }
+}
+
+/// The words of a line.
+fn words(line: &str) -> Vec<&str> {
+    // Every other part stands in quotes.
+    let parts = line.split('\'').enumerate();
+    parts
+        .flat_map(|(number, part)| match number % 2 {
+            0 => part.split_whitespace().collect(),
+            _ => vec![part],
+        })
+        .collect()
 }
 
 /// The file of an installed program.
@@ -75,4 +86,18 @@ fn which(program: &str) -> Result<PathBuf> {
     places
         .find(|place| place.is_file())
         .with_context(|| format!("{program} is nowhere"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_may_have_spaces() {
+        assert_eq!(words("ps -q"), ["ps", "-q"]);
+        assert_eq!(
+            words("run --cmd 'test -e x' web"),
+            ["run", "--cmd", "test -e x", "web"]
+        );
+    }
 }

@@ -14,6 +14,7 @@ use crate::{
 on_both_planes! {
     a_killed_task_is_missed_for_a_moment_only,
     a_drained_node_loses_no_request,
+    an_ill_task_gets_no_request,
 }
 
 fn a_killed_task_is_missed_for_a_moment_only(plane: Plane) -> Result<()> {
@@ -70,6 +71,30 @@ fn a_drained_node_loses_no_request(plane: Plane) -> Result<()> {
     for report in loads.none_failed()? {
         ensure!(report.slowest < Duration::from_millis(1500), "{report}");
     }
+    Ok(())
+}
+
+fn an_ill_task_gets_no_request(plane: Plane) -> Result<()> {
+    let cluster = swarm("ill", plane)?;
+    cluster.docker(
+        0,
+        "service create -d --name web --replicas 3 -p 8080:80 --health-cmd 'test ! -e /ill' \
+         --health-interval 300ms --health-retries 1 web:blue",
+    )?;
+    cluster.wait_served("web", 3)?;
+    let (node, ill) = a_task(&cluster)?;
+    let loads = Loads::start(&cluster, &[0, 1, 2], 8080, 50)?;
+    loads.answered(20)?;
+    cluster.docker(node, &format!("exec {ill} touch /ill"))?;
+    // The Swarm ends it, and starts another.
+    wait_until(DOCKER, "the ill task is gone", || {
+        let running = cluster.docker(node, "ps -q")?;
+        ensure!(!running.contains(&ill), "{running}");
+        Ok(Some(()))
+    })?;
+    cluster.wait_served("web", 3)?;
+    answered::by_all_nodes(&cluster, 8080, 3)?;
+    loads.none_failed()?;
     Ok(())
 }
 

@@ -113,7 +113,9 @@ fn left_to_docker(cluster: &Cluster) -> Result<()> {
     cluster.wait_for(0, "the port in host mode", &["services"], |rows| {
         let mut rows = rows.as_array().into_iter().flatten();
         rows.any(|row| {
-            row["name"] == "hosted" && row["ports"][0] == "8082:80/tcp (host, by Docker)"
+            row["name"] == "hosted"
+                && row["ports"][0] == "8082:80/tcp (host, by Docker)"
+                && row["problems"].as_array().is_some_and(Vec::is_empty)
         })
     })?;
     Ok(())
