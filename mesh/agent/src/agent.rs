@@ -195,7 +195,7 @@ pub async fn run(config: Config) -> anyhow::Result<End> {
     });
     parts.add(
         "who asks for names",
-        askers::follow(Arc::clone(&shared.dns), overlay.standing()),
+        askers::follow(Arc::clone(&shared.dns), overlay.standing(), ends.clone()),
     );
     parts.add(
         "the planes",

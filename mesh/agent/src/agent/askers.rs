@@ -11,13 +11,15 @@ use portolan_dns::{Askers, DnsServer};
 use portolan_model::{NetworkName, TaskId};
 use portolan_overlay::Around;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use super::overlay_thread::OverlayStanding;
 
-/// Follows what is around the overlay. It ends with the overlay's thread.
+/// Follows what is around the overlay until it is told to end: the overlay's thread outlives the parts.
 pub(super) async fn follow(
     dns: Arc<DnsServer>,
     mut overlay: watch::Receiver<OverlayStanding>,
+    ends: CancellationToken,
 ) -> anyhow::Result<()> {
     let mut told = None;
     loop {
@@ -26,8 +28,12 @@ pub(super) async fn follow(
             dns.set_askers(now.clone().unwrap_or_default());
             told = now;
         }
-        let changed = overlay.changed().await;
-        changed.map_err(|_| anyhow::anyhow!("the overlay's thread has ended"))?;
+        tokio::select! {
+            () = ends.cancelled() => return Ok(()),
+            changed = overlay.changed() => {
+                changed.map_err(|_| anyhow::anyhow!("the overlay's thread has ended"))?;
+            }
+        }
     }
 }
 
