@@ -326,16 +326,14 @@ static __always_inline struct frontend *addressed(const struct packet *p)
 /* The same for a packet of a task, on a network: virtual addresses of this network too, and of no other. */
 static __always_inline struct frontend *addressed_by_task(const struct packet *p, const struct network *network, __u32 id)
 {
-	if (in_subnet(network, &p->tuple.daddr)) {
-		struct frontend_key key = {.ip = p->tuple.daddr, .proto = p->tuple.proto};
-		struct frontend *frontend = bpf_map_lookup_elem(&frontends, &key);
-		if (frontend)
-			return frontend->network == id ? frontend : 0;
-		/* At the gateway's address the network has its resolver. */
-		if (p->tuple.daddr.word[3] != network->gateway || p->tuple.dport == htons(53))
-			return 0;
-	}
-	return addressed(p);
+	struct frontend_key key = {.ip = p->tuple.daddr, .proto = p->tuple.proto};
+	struct frontend *frontend = bpf_map_lookup_elem(&frontends, &key);
+	if (frontend && frontend->network)
+		return frontend->network == id ? frontend : 0;
+	/* At the gateway's address the network has its resolver. */
+	if (is_gateway(network, &p->tuple.daddr))
+		return p->tuple.dport == htons(53) ? 0 : addressed(p);
+	return in_subnet(network, &p->tuple.daddr) ? 0 : addressed(p);
 }
 
 /* Whether a socket of this node has the connection. */

@@ -371,9 +371,14 @@ static __always_inline int judge_from_mesh(struct __sk_buff *skb, const struct p
 	/* Between addresses of the network the kernel routes. */
 	if (!id || !network || p->what != SEGMENT || (in_subnet(network, &p->tuple.saddr) && in_subnet(network, &p->tuple.daddr)))
 		return TCX_NEXT;
-	if (in_subnet(network, &p->tuple.saddr))
+	if (!in_subnet(network, &p->tuple.saddr))
+		return deliver(skb, p, 0, id);
+	if (!is_gateway(network, &p->tuple.daddr))
 		return drop(DROP_NO_RETURN);
-	return deliver(skb, p, 0, id);
+	/* This node is beside the subnet. The frame may have been sent back to it by a program, and so have the Ethernet
+	 * address of the node that it came from. */
+	bpf_skb_change_type(skb, PACKET_HOST);
+	return TCX_NEXT;
 }
 
 /* A task's packet to the node that its client came to. */

@@ -261,6 +261,12 @@ static __always_inline int in_subnet(const struct network *network, const struct
 	return (ip->word[3] & network->mask) == network->subnet;
 }
 
+/* Whether an address is this node's on the network, which may be outside of the subnet. */
+static __always_inline int is_gateway(const struct network *network, const struct address *ip)
+{
+	return ip->word[3] == network->gateway;
+}
+
 /* Lowers the segment size that a SYN or SYN-ACK offers to what fits the tunnel. */
 static __always_inline void fit(struct __sk_buff *skb, const struct packet *p, const struct network *network)
 {

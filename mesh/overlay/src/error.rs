@@ -36,6 +36,15 @@ pub enum OverlayError {
         #[source]
         source: io::Error,
     },
+    /// A kernel setting of a link cannot be written from this container; the others stand.
+    #[error(
+        "cannot write {}, which is read-only in this container: mount the node's /proc/sys/net at /host/sysnet, as deploy/portolan-stack.yml does",
+        path.display()
+    )]
+    ReadOnly {
+        /// The setting, under `/proc/sys`.
+        path: PathBuf,
+    },
     /// The packet filter is as it was.
     #[error("cannot program the packet filter: {0}")]
     Filter(String),

@@ -3,9 +3,15 @@
 //!
 //! `/proc/sys/net` shows the namespace of the thread that looks, unlike `/proc/net`.
 
-use std::{fs, io, path::PathBuf};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
 
 use crate::OverlayError;
+
+/// Where containers have the machine's `/proc/sys/net` to write to: at its own place it is read-only there.
+const IN_CONTAINERS: &str = "/host/sysnet";
 
 /// Makes a link of ours a router's, and takes IPv6 from it, which the overlay does not carry.
 pub(crate) fn write(link: &str) -> Result<(), OverlayError> {
@@ -60,8 +66,9 @@ pub(crate) fn has_ipv6() -> bool {
 /// Why no link can be let have IPv6 addresses; `None` if it can.
 pub(crate) fn no_ipv6() -> Option<String> {
     let path = path(6, "default", "disable_ipv6");
-    let open = fs::OpenOptions::new().write(true).open(path);
-    open.err().map(|error| match error.kind() {
+    let open = |path| fs::OpenOptions::new().write(true).open(path);
+    let opened = open(path.clone()).or_else(|error| open(elsewhere(&path)).map_err(|_| error));
+    opened.err().map(|error| match error.kind() {
         io::ErrorKind::NotFound => "this kernel has no IPv6".to_owned(),
         _ => format!("/proc/sys/net cannot be written: {error}"),
     })
@@ -76,7 +83,18 @@ fn set(path: PathBuf, value: &str) -> Result<(), OverlayError> {
     if read(&path).is_ok_and(|now| now == value) {
         return Ok(());
     }
-    fs::write(&path, value).map_err(|source| OverlayError::Setting { path, source })
+    match fs::write(&path, value) {
+        Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => {
+            fs::write(elsewhere(&path), value).map_err(|_| OverlayError::ReadOnly { path })
+        }
+        done => done.map_err(|source| OverlayError::Setting { path, source }),
+    }
+}
+
+/// The same setting at the other place.
+fn elsewhere(path: &Path) -> PathBuf {
+    let inside = path.strip_prefix("/proc/sys/net").unwrap_or(path);
+    Path::new(IN_CONTAINERS).join(inside)
 }
 
 fn read(path: &PathBuf) -> io::Result<String> {

@@ -84,6 +84,26 @@ fn what_comes_by_one_network_is_not_for_another() {
 }
 
 #[test]
+fn a_node_that_is_beside_the_subnet_is_answered() {
+    on_rig(|rig| {
+        with_second_network(rig);
+        const BESIDE: End = ([10, 224, 16, 7], 40000);
+        let around = &mut rig.plane.surroundings;
+        around.networks.get_mut(&second()).unwrap().gateway = BESIDE.0.into();
+        around.own.insert(Ipv4Addr::from(BESIDE.0).into());
+        rig.plane.write_surroundings().unwrap();
+        let elsewhere = ([10, 20, 2, 2], 80);
+        let answer = tcp(elsewhere, BESIDE, SYN | ACK, &[], b"");
+        assert_eq!(rig.run_by("vx2", FROM_MESH, &answer).0, NEXT);
+        let answer = tcp(SECOND_LOCAL, BESIDE, SYN | ACK, &[], b"");
+        assert_eq!(rig.run_by("task2", FROM_TASK, &answer).0, NEXT);
+        let other = ([10, 224, 16, 8], 40000);
+        let astray = tcp(elsewhere, other, SYN | ACK, &[], b"");
+        rig.judged_by("vx2", FROM_MESH, &astray, DROP, "drop_no_return");
+    });
+}
+
+#[test]
 fn networks_keep_their_places() {
     on_rig(|rig| {
         with_second_network(rig);
