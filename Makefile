@@ -26,12 +26,45 @@ deps: ## Install what build, demo and tests need and is not there (apt; says wha
 .PHONY: build
 build: ## Build the program, target/debug/portolan
 	@.ci/deps build
-	@$(CARGO) build --locked -p portolan-agent
+	@$(CARGO) build --locked -p portolan-agent -p portolan-plugin
 
 .PHONY: release
 release: ## Build the program for use, target/release/portolan
 	@.ci/deps build
 	$(CARGO) build --locked --release -p portolan-agent
+
+# Programs without libraries of the system, for what has none: build scripts and macros are the machine's own all the
+# same, as a target is named.
+TARGET := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
+STATIC := RUSTFLAGS='-C target-feature=+crt-static' $(CARGO) build --locked --release --target $(TARGET)
+STATIC_DIR = $(or $(CARGO_TARGET_DIR),target)/$(TARGET)/release
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
+
+.PHONY: image
+image: ## Build the image portolan:VERSION, for deploy/portolan-stack.yml; DOCKER_HOST names the engine
+	@.ci/deps build demo
+	$(STATIC) -p portolan-agent
+	@deploy/image $(STATIC_DIR)/portolan $(STATIC_DIR)/portolan-image.tar
+	docker import -c 'ENV PATH=/bin' -c 'ENTRYPOINT ["portolan"]' -c 'CMD ["agent"]' \
+	    $(STATIC_DIR)/portolan-image.tar portolan:$(VERSION)
+	@echo 'Every node needs it, of which no registry has to know:'
+	@echo '    docker save portolan:$(VERSION) | ssh NODE docker load'
+	@echo 'Then, on a manager: docker stack deploy -c deploy/portolan-stack.yml portolan (docs/swarm.md).'
+
+.PHONY: plugin
+plugin: ## Build the network plugin portolan:latest, and create it if DOCKER_HOST names an engine
+	@.ci/deps build
+	$(STATIC) -p portolan-plugin
+	@rm -rf $(STATIC_DIR)/plugin && mkdir -p $(STATIC_DIR)/plugin/rootfs
+	@cp deploy/plugin/config.json $(STATIC_DIR)/plugin
+	@cp $(STATIC_DIR)/portolan-plugin $(STATIC_DIR)/plugin/rootfs
+	@strip $(STATIC_DIR)/plugin/rootfs/portolan-plugin 2>/dev/null || true
+	@if [ -n "$$DOCKER_HOST" ]; then docker plugin create portolan:latest $(STATIC_DIR)/plugin; fi
+	@echo 'On every node, with $(STATIC_DIR)/plugin there:'
+	@echo '    docker plugin create portolan:latest plugin'
+	@echo '    docker plugin set portolan:latest SCOPE=local       (not in a Swarm)'
+	@echo '    docker plugin enable portolan:latest'
+	@echo 'Then: docker network create -d portolan:latest --subnet 10.10.3.0/24 shop (docs/docker.md).'
 
 .PHONY: demo
 demo: build ## Three nodes on this machine, until Ctrl-C; ARGS=--once checks them and ends

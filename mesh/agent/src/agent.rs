@@ -10,6 +10,7 @@ mod bpf_fs;
 mod cgroup;
 mod command;
 mod docker;
+mod driver;
 mod fast_path;
 mod health;
 mod http;

@@ -19,6 +19,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("portolan-overlay", &["portolan-model"]),
     ("portolan-provider", &["portolan-model"]),
     ("portolan-docker", &["portolan-model", "portolan-provider"]),
+    ("portolan-plugin", &[]),
     ("portolan-dns", &["portolan-model"]),
     ("portolan-plane", &["portolan-model"]),
     ("portolan-relay", &["portolan-model", "portolan-plane"]),

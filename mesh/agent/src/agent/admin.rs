@@ -4,6 +4,7 @@
 //! shows in what others read.
 
 mod commands;
+mod driver;
 mod refusal;
 mod socket;
 mod trace;
@@ -72,6 +73,7 @@ fn router(shared: Shared) -> Router {
         .route("/v1/keys/install", post(commands::install_key))
         .route("/v1/keys/use", post(commands::use_key))
         .route("/v1/keys/remove", post(commands::remove_key))
+        .route("/v1/driver/{call}", post(driver::driver))
         .route("/v1/flows", get(flows))
         .route("/v1/trace", get(trace::trace))
         .route("/v1/join", get(join))

@@ -7,7 +7,10 @@ use portolan_model::TaskId;
 use sha2::{Digest, Sha256};
 use tokio::sync::oneshot;
 
-use super::runner::{PendingStack, Runner};
+use super::{
+    node::{DriverChange, Joined},
+    runner::{PendingStack, Runner},
+};
 use crate::api::{AddTask, Applied, Apply, Attach, Place, Removed};
 
 /// Lines for the user: what is wrong, each with its remedy.
@@ -26,6 +29,14 @@ pub(super) enum Command {
     RemoveTask(String, Reply<TaskId>),
     DrainTask(String, Reply<TaskId>),
     SetDraining(bool, Reply<()>),
+    /// Docker speaks to its network driver.
+    Driver(DriverChange, Reply<()>),
+    /// Of an endpoint, where its container will be.
+    DriverJoin {
+        id: TaskId,
+        netns: PathBuf,
+        reply: Reply<Joined>,
+    },
     /// Announces that the node leaves; answers for how long, in milliseconds, its tasks drain.
     Leave(oneshot::Sender<u32>),
 }
@@ -56,6 +67,12 @@ impl Runner {
                 r.node.set_draining(draining, super::now_ms());
                 Ok(())
             }))),
+            Command::Driver(change, reply) => drop(
+                reply.send(self.change(|r| r.node.driver(change, super::now_ms()).map_err(one))),
+            ),
+            Command::DriverJoin { id, netns, reply } => drop(
+                reply.send(self.change(|r| r.node.join_driver_endpoint(&id, netns).map_err(one))),
+            ),
             Command::Leave(reply) => {
                 self.node.set_leaving();
                 let _unheard = reply.send(self.node.longest_drain_ms());

@@ -7,6 +7,7 @@
 mod claim;
 mod declare;
 mod docker;
+mod driver;
 mod follow;
 mod tasks;
 
@@ -22,6 +23,7 @@ use portolan_model::{
 };
 
 pub(super) use docker::Finding;
+pub(super) use driver::{DriverChange, Joined, check as check_driver_network};
 pub(super) use tasks::{AttachState, Wanted};
 
 use super::state::{LocalState, LocalTask};
@@ -224,7 +226,9 @@ impl Node {
             .tasks
             .values()
             .filter(|task| !self.drained(task, now_ms));
-        let tasks = tasks.map(|task| Record::Task(self.task_record(task)));
+        let tasks: Vec<Task> = tasks.map(|task| self.task_record(task)).collect();
+        let joined = self.driver_records(&tasks);
+        let tasks = tasks.into_iter().chain(joined).map(Record::Task);
         [node]
             .into_iter()
             .chain(attaches)

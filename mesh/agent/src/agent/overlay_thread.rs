@@ -10,7 +10,7 @@ use std::{
 
 use ipnetwork::Ipv4Network;
 use portolan_model::{INGRESS_NETWORK, Snapshot, TaskId};
-use portolan_overlay::{Around, Attachment, Counters, Overlay, OverlayError};
+use portolan_overlay::{Around, Attachment, Counters, Overlay, OverlayError, Plug};
 use tokio::sync::{oneshot, watch};
 
 /// How often the kernel is looked at for what goes wrong by itself.
@@ -21,6 +21,7 @@ const RETRY: Duration = Duration::from_millis(500);
 enum Request {
     Reconcile(Arc<Snapshot>),
     Attach(Attachment, oneshot::Sender<Result<(), String>>),
+    Plug(Plug, oneshot::Sender<Result<String, String>>),
     Detach(TaskId, oneshot::Sender<Result<(), String>>),
     Clean(oneshot::Sender<Result<(), Vec<String>>>),
 }
@@ -104,6 +105,13 @@ impl OverlayHandle {
         answer.await.unwrap_or_else(|_| Err(ENDED.to_owned()))
     }
 
+    /// Makes a place for a namespace that somebody else makes, and gives the link to be moved there.
+    pub(super) async fn plug(&self, plug: Plug) -> Result<String, String> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Request::Plug(plug, reply));
+        answer.await.unwrap_or_else(|_| Err(ENDED.to_owned()))
+    }
+
     /// Detaches a namespace.
     pub(super) async fn detach(&self, id: TaskId) -> Result<(), String> {
         let (reply, answer) = oneshot::channel();
@@ -181,6 +189,11 @@ impl Worker {
                 let attached = self.overlay.attach(&attachment);
                 self.look();
                 drop(reply.send(attached.map_err(|e| super::with_causes(&e))));
+            }
+            Request::Plug(plug, reply) => {
+                let plugged = self.overlay.plug(&plug);
+                self.look();
+                drop(reply.send(plugged.map_err(|e| super::with_causes(&e))));
             }
             Request::Detach(id, reply) => {
                 let detached = self.overlay.detach(&id);

@@ -198,8 +198,9 @@ impl Runner {
     /// Detaches what an earlier agent attached and did not live to detach: its addresses may be given again.
     fn detach_orphans(&mut self) {
         let adopted = self.overlay.standing().borrow().adopted.clone();
+        self.node.forget_driver_endpoints(&adopted, super::now_ms());
         for id in adopted {
-            if !self.node.state().tasks.contains_key(&id) {
+            if !self.node.state().tasks.contains_key(&id) && !self.node.is_driver_endpoint(&id) {
                 tracing::info!(task = %id, "still attached, and no task any more");
                 self.detach(id);
             }

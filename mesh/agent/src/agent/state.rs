@@ -5,6 +5,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs::{self, File},
     io::{self, Write},
+    net::Ipv4Addr,
     os::{
         linux::net::SocketAddrExt,
         unix::net::{SocketAddr, UnixListener},
@@ -12,8 +13,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use ipnetwork::Ipv4Network;
 use portolan_model::{
-    Endpoint, Network, NetworkName, Service, ServiceId, Slice, TaskId, TaskState,
+    Endpoint, MacAddress, Network, NetworkName, Service, ServiceId, Slice, TaskId, TaskState,
 };
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
@@ -76,6 +78,42 @@ pub(super) struct DockerDeclared {
     pub networks: BTreeMap<NetworkName, Option<String>>,
 }
 
+/// What Docker has asked of its network driver on this node, by Docker's identities.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Driver {
+    pub networks: BTreeMap<String, DriverNetwork>,
+    /// By the first digits of the endpoint's identity.
+    pub endpoints: BTreeMap<TaskId, DriverEndpoint>,
+}
+
+/// A network of Docker's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct DriverNetwork {
+    pub subnet: Ipv4Network,
+    /// The VNI, if it was given one when it was created: in a Swarm by its manager.
+    pub vni: Option<u32>,
+}
+
+/// An address that Docker has given on one of them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct DriverEndpoint {
+    /// Docker's identity of the network.
+    pub network: String,
+    pub address: Ipv4Addr,
+    pub mac: MacAddress,
+    /// Since when it is there, Unix milliseconds.
+    pub since_ms: u64,
+    /// Where the container is; `None` before it is joined and after it has left.
+    pub place: Option<DriverPlace>,
+}
+
+/// A container's place on a network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct DriverPlace {
+    pub network: NetworkName,
+    pub netns: PathBuf,
+}
+
 /// The slices held on one network.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct HeldSlices {
@@ -103,6 +141,9 @@ pub(super) struct LocalState {
     /// What the Docker engine of this node has declared.
     #[serde(default)]
     pub docker: DockerDeclared,
+    /// What Docker has asked of its network driver.
+    #[serde(default)]
+    pub driver: Driver,
     /// Stack files applied at the start, by path: the SHA-256 of what was applied.
     pub stack_files: BTreeMap<String, String>,
 }
@@ -119,6 +160,7 @@ impl Default for LocalState {
             slices: BTreeMap::new(),
             nodes: BTreeSet::new(),
             docker: DockerDeclared::default(),
+            driver: Driver::default(),
             stack_files: BTreeMap::new(),
         }
     }

@@ -26,7 +26,7 @@ use crate::{
 /// How long a change may take to show. It is made by then, and what is answered is at worst a little old.
 const SHOWS: Duration = Duration::from_secs(1);
 
-type Answer<T> = Result<Json<T>, Refusal>;
+pub(super) type Answer<T> = Result<Json<T>, Refusal>;
 
 pub(super) async fn apply(
     State(shared): State<Shared>,
@@ -221,7 +221,7 @@ fn listed(mut keys: Vec<KeyEntry>) -> Answer<Keys> {
 }
 
 /// Asks the runner.
-async fn ask<T>(
+pub(super) async fn ask<T>(
     shared: &Shared,
     command: impl FnOnce(Reply<T>) -> Command,
 ) -> Result<Result<T, Vec<String>>, Refusal> {

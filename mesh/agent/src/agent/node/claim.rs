@@ -23,6 +23,11 @@ impl Node {
         let snapshot = Arc::clone(&self.snapshot);
         self.give_way(&snapshot);
         self.ensure_slice(&NetworkName::ingress(), now_ms);
+        for network in self.driver_networks() {
+            if snapshot.networks.contains_key(&network) {
+                self.ensure_slice(&network, now_ms);
+            }
+        }
         let tasks: Vec<TaskId> = self.state.tasks.keys().cloned().collect();
         for id in tasks {
             self.claim_addresses(&snapshot, &id, now_ms);
@@ -108,6 +113,11 @@ impl Node {
         let given = task.docker.iter().flat_map(|docker| &docker.given);
         if let Some(given) = given.into_iter().find(|e| e.network == *network) {
             return Some(given.clone());
+        }
+        // Where somebody else hands out the subnet, nobody gets an address by another way.
+        let declared = &self.snapshot.networks.get(network)?.network;
+        if declared.own_range.is_some() {
+            return None;
         }
         let held = &self.state.slices.get(network)?.slices;
         let present = task.endpoints.iter().find(|e| e.network == *network);

@@ -125,12 +125,9 @@ impl Node {
                     .values()
                     .any(|n| n.removed && *key == format!("network {}", n.name))
         });
-        let used: BTreeSet<&NetworkName> = self
-            .state
-            .tasks
-            .values()
-            .flat_map(|task| &task.networks)
-            .collect();
+        let tasks = self.state.tasks.values();
+        let mut used = self.driver_networks();
+        used.extend(tasks.flat_map(|task| task.networks.iter().cloned()));
         self.state.slices.retain(|network, held| {
             if used.contains(network) || *network == NetworkName::ingress() {
                 held.unused_since_ms = None;

@@ -250,6 +250,13 @@ impl Node {
             .networks
             .iter()
             .find(|n| task.endpoints.iter().all(|e| e.network != **n));
+        let network = missing.and_then(|name| self.snapshot.networks.get(name));
+        if let Some(view) = network.filter(|view| view.network.own_range.is_some()) {
+            let name = &view.network.name;
+            return format!(
+                "Docker gives the addresses of network {name}; connect the container with `docker network connect {name} CONTAINER`"
+            );
+        }
         match missing {
             Some(network) => match claims::slice(&self.snapshot, self.identity.id, network, 0) {
                 Err(error) => error.to_string(),
@@ -418,6 +425,7 @@ impl Node {
     /// Takes note that a task's namespace is gone: a task of a stack file waits for it to come again, and
     /// one of Docker's for Docker's word; any other goes with it.
     pub(crate) fn namespace_gone(&mut self, id: &TaskId) {
+        self.state.driver.endpoints.remove(id);
         let waits = self
             .state
             .tasks

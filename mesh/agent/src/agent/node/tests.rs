@@ -8,6 +8,7 @@ use crate::api::Place;
 
 mod change;
 mod docker;
+mod driver;
 mod time;
 
 const NOW: u64 = 1_000_000;

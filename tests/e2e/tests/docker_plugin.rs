@@ -1,0 +1,269 @@
+//! Docker networks by the network plugin, as users type it: addresses from Docker's IPAM, names from its DNS, and
+//! everything else ours.
+
+use std::{fs, path::Path, process::Command, time::Duration};
+
+use anyhow::{Context, Result, ensure};
+use portolan_e2e::{Cluster, Machines, Options, Plane};
+use portolan_testbed::{Engine, binary, output_within, wait_until};
+
+/// How long Docker may take to do what it is told.
+const DOCKER: Duration = Duration::from_secs(40);
+
+/// Makes the plugin of what was built, installs it on every engine as the documents say, and enables it.
+fn install(cluster: &Cluster, scope: &str) -> Result<()> {
+    let shim = binary()?.with_file_name("portolan-plugin");
+    ensure!(shim.exists(), "{}: `make build` builds it", shim.display());
+    let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/plugin/config.json");
+    for node in 0..cluster.len() {
+        let dir = cluster.file(node, "plugin");
+        let root = dir.join("rootfs");
+        fs::create_dir_all(&root)?;
+        fs::copy(&config, dir.join("config.json"))?;
+        fs::copy(&shim, root.join("portolan-plugin"))?;
+        // What is released is static; this one has its libraries beside it.
+        let list = output_within(Command::new("ldd").arg(&shim), DOCKER)?.success()?;
+        for library in list
+            .stdout
+            .split_whitespace()
+            .filter(|word| word.starts_with('/'))
+        {
+            let to = root.join(library.trim_start_matches('/'));
+            fs::create_dir_all(to.parent().context("a library at the root")?)?;
+            fs::copy(library, to)?;
+        }
+        // The agents of tests have their sockets in their own directories.
+        let run = cluster.file(node, "");
+        let (dir, run) = (dir.display(), run.display());
+        cluster.docker(node, &format!("plugin create portolan:latest {dir}"))?;
+        cluster.docker(
+            node,
+            &format!(
+                "plugin set portolan:latest SCOPE={scope} run.source={run} \
+                 PORTOLAN_SOCKET=/host/run/agent.sock"
+            ),
+        )?;
+        cluster.docker(node, "plugin enable portolan:latest")?;
+    }
+    Ok(())
+}
+
+fn start(name: &str, machines: Machines, nodes: usize, plane: Plane) -> Result<Cluster> {
+    let options = Options::nodes(nodes).on(machines).plane(plane);
+    let mut cluster = Cluster::prepare(&format!("pl-{name}"), options)?;
+    for node in 0..nodes {
+        start_agent(&mut cluster, node, machines)?;
+    }
+    cluster.wait_ready()?;
+    cluster.import_images()?;
+    let scope = if machines == Machines::Swarm {
+        "global"
+    } else {
+        "local"
+    };
+    install(&cluster, scope)?;
+    Ok(cluster)
+}
+
+/// Starts an agent; in a Swarm it is told nothing but which of the machine's addresses is meant.
+fn start_agent(cluster: &mut Cluster, node: usize, machines: Machines) -> Result<()> {
+    if machines != Machines::Swarm {
+        return cluster.start_agent(node);
+    }
+    let address = cluster.node(node).ipv4().to_string();
+    cluster.start_agent_with(node, &["--advertise", &address])
+}
+
+/// A container that waits to be spoken from.
+fn client(cluster: &Cluster, node: usize, network: &str) -> Result<()> {
+    let image = Engine::IMAGE;
+    let line = format!("run -d --name from{node} --network {network} {image} sleep 1000");
+    cluster.docker(node, &line).map(drop)
+}
+
+fn pings(cluster: &Cluster, node: usize, to: &str) -> Result<()> {
+    let pings = cluster.docker(node, &format!("exec from{node} ping -c1 -W2 {to}"));
+    pings.map(drop)
+}
+
+/// The answer to a request for the page at an address, from a container.
+fn page(cluster: &Cluster, node: usize, address: &str) -> Result<String> {
+    let line =
+        format!("printf 'GET /page HTTP/1.0\\r\\nHost: x\\r\\n\\r\\n' | nc -w 3 {address} 80");
+    let name = format!("from{node}");
+    cluster
+        .engine(node)?
+        .docker(&["exec", &name, "sh", "-c", &line])
+}
+
+/// The addresses that a name has for a container.
+fn resolved(cluster: &Cluster, node: usize, name: &str) -> Result<Vec<String>> {
+    let answer = cluster.try_docker(node, &format!("exec from{node} nslookup {name}"))?;
+    let addresses = answer.stdout.lines().filter_map(|line| {
+        let address = line.strip_prefix("Address: ")?.trim();
+        address.starts_with("10.10.3.").then(|| address.to_owned())
+    });
+    let mut addresses: Vec<String> = addresses.collect();
+    addresses.sort_unstable();
+    Ok(addresses)
+}
+
+/// That everybody reaches everybody, by address, by the virtual address and by name.
+fn all_reach_all(cluster: &Cluster) -> Result<()> {
+    for node in 0..cluster.len() {
+        let vip = resolved(cluster, node, "web")?;
+        ensure!(vip.len() == 1, "web is {vip:?} on n{}", node + 1);
+        let tasks = resolved(cluster, node, "tasks.web")?;
+        ensure!(tasks.len() == cluster.len(), "tasks.web is {tasks:?}");
+        for address in tasks.iter().chain(&vip) {
+            pings(cluster, node, address)?;
+            // Once for each task behind it.
+            for _ in 0..cluster.len() {
+                let answer = page(cluster, node, address)?;
+                ensure!(
+                    answer.contains("blue"),
+                    "n{}: {address}: {answer}",
+                    node + 1
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+fn a_network_of_the_swarm(plane: Plane) -> Result<()> {
+    let mut cluster = start("sw", Machines::Swarm, 3, plane)?;
+    cluster.docker(
+        0,
+        "network create -d portolan:latest --subnet 10.10.3.0/24 --attachable shop",
+    )?;
+    cluster.docker(
+        0,
+        "service create -d -q --no-resolve-image --name web --mode global --network shop web:blue",
+    )?;
+    for node in 0..cluster.len() {
+        client(&cluster, node, "shop")?;
+    }
+    wait_until(DOCKER, "every task is reached from everywhere", || {
+        all_reach_all(&cluster)?;
+        Ok(Some(()))
+    })?;
+    // What is shown is one line for each container, with its address.
+    let tasks = cluster.json(1, &["tasks"])?;
+    let tasks = tasks.as_array().context("a list")?;
+    ensure!(tasks.len() == 2 * cluster.len(), "{tasks:#?}");
+
+    // An agent that is away takes nothing along, and the next one knows whose the links are.
+    cluster.kill_agent(1)?;
+    let tasks = resolved(&cluster, 1, "tasks.web")?;
+    for address in &tasks {
+        pings(&cluster, 1, address)?;
+    }
+    start_agent(&mut cluster, 1, Machines::Swarm)?;
+    // A call that comes before the agent is ready waits for it.
+    cluster.docker(1, "rm -f from1")?;
+    client(&cluster, 1, "shop")?;
+    cluster.wait_ready()?;
+    wait_until(DOCKER, "every task is reached again", || {
+        all_reach_all(&cluster)?;
+        Ok(Some(()))
+    })?;
+
+    cluster.docker(0, "service rm web")?;
+    for node in 0..cluster.len() {
+        cluster.docker(node, &format!("rm -f from{node}"))?;
+    }
+    wait_until(DOCKER, "the network is removed", || {
+        cluster.docker(0, "network rm shop")?;
+        Ok(Some(()))
+    })?;
+    nothing_left(&cluster)
+}
+
+/// That no container's link is left, and no network but the one that is built in.
+fn nothing_left(cluster: &Cluster) -> Result<()> {
+    wait_until(DOCKER, "nothing is left of the network", || {
+        for node in 0..cluster.len() {
+            let links = cluster.node(node).run(["ip", "-br", "link"])?.stdout;
+            let left = links
+                .lines()
+                .find(|line| line.starts_with("ptv") && !line.starts_with("ptvx"));
+            ensure!(left.is_none() && !links.contains("ptp"), "{links}");
+            let networks = cluster.json(node, &["networks"])?;
+            let networks = networks.as_array().context("a list")?;
+            ensure!(networks.len() == 1, "{networks:?}");
+        }
+        Ok(Some(()))
+    })
+}
+
+#[test]
+fn a_network_of_the_swarm_by_the_fast_path() -> Result<()> {
+    a_network_of_the_swarm(Plane::Ebpf)
+}
+
+#[test]
+fn a_network_of_the_swarm_by_the_relay() -> Result<()> {
+    a_network_of_the_swarm(Plane::Relay)
+}
+
+#[test]
+fn a_network_of_engines_without_a_swarm() -> Result<()> {
+    let mut cluster = start("pe", Machines::Engines, 2, Plane::Ebpf)?;
+    // Each engine hands out a part of its own.
+    for (node, range) in ["10.10.3.0/26", "10.10.3.64/26"].iter().enumerate() {
+        cluster.docker(
+            node,
+            &format!(
+                "network create -d portolan:latest --subnet 10.10.3.0/24 --ip-range {range} shop"
+            ),
+        )?;
+        client(&cluster, node, "shop")?;
+    }
+    let address = |node: usize| {
+        cluster.docker(
+            node,
+            &format!("inspect -f {{{{.NetworkSettings.Networks.shop.IPAddress}}}} from{node}"),
+        )
+    };
+    let (first, second) = (address(0)?, address(1)?);
+    ensure!(first != second, "both have {first}");
+    wait_until(DOCKER, "the containers reach each other", || {
+        pings(&cluster, 0, &second)?;
+        pings(&cluster, 1, &first)?;
+        Ok(Some(()))
+    })?;
+
+    // What cannot be is refused where it is typed.
+    let refused = |line: &str, word: &str| -> Result<()> {
+        let output = cluster.try_docker(0, line)?;
+        ensure!(!output.status.success(), "{line} is done");
+        ensure!(output.stderr.contains(word), "{line}: {}", output.stderr);
+        Ok(())
+    };
+    let create = "network create -d portolan:latest";
+    refused(
+        &format!("{create} --subnet 10.208.0.0/16 wrong"),
+        "of network ingress",
+    )?;
+    refused(
+        &format!("{create} --subnet 10.10.4.0/24 -o portolan.vni=much wrong"),
+        "leave the option out",
+    )?;
+    cluster.kill_agent(0)?;
+    let output = cluster.try_docker(0, &format!("{create} --subnet 10.10.5.0/24 wrong"))?;
+    ensure!(
+        output
+            .stderr
+            .contains("no Portolan agent answers at /run/agent.sock"),
+        "{}",
+        output.stderr
+    );
+    cluster.start_agent(0)?;
+    for node in 0..2 {
+        cluster.docker(node, &format!("rm -f from{node}"))?;
+        cluster.docker(node, "network rm shop")?;
+    }
+    cluster.wait_ready()?;
+    nothing_left(&cluster)
+}
