@@ -139,7 +139,7 @@ pub(crate) enum Format {
     Json,
 }
 
-#[derive(Debug, Clone, Copy, Default, Args)]
+#[derive(Debug, Clone, Copy, Args)]
 pub(crate) struct Listing {
     /// A table for people, or JSON for programs
     #[arg(long, value_enum, default_value_t)]
@@ -286,6 +286,8 @@ pub(crate) struct LeaveArgs {
 pub(crate) struct KeysArgs {
     #[command(subcommand)]
     pub(crate) command: Option<KeysCommand>,
+    #[command(flatten)]
+    pub(crate) listing: Listing,
 }
 
 #[derive(Debug, Subcommand)]

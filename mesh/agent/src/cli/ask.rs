@@ -198,9 +198,7 @@ fn lines(text: &mut String, what: &str, names: &[String]) {
 }
 
 async fn keys(client: &Client, args: KeysArgs) -> Result<(), Failure> {
-    let command = args
-        .command
-        .unwrap_or(KeysCommand::List(Listing::default()));
+    let command = args.command.unwrap_or(KeysCommand::List(args.listing));
     let (keys, Listing { format }): (Keys, Listing) = match command {
         KeysCommand::List(listing) => (client.get("/v1/keys").await?, listing),
         KeysCommand::Install { key, listing } => {
