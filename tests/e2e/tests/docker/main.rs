@@ -7,6 +7,7 @@
 
 mod answered;
 mod outages;
+mod own_mesh;
 mod plain;
 mod removal;
 mod stacks;

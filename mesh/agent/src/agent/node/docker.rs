@@ -285,6 +285,7 @@ impl Node {
             checked: task.checked,
             reason: task.reason.clone(),
         };
+        let slot = self.slot_of(task);
         if let Some(present) = self.state.tasks.get_mut(&task.id) {
             let before = present.docker.as_ref().map(|docker| docker.started_ms);
             let again = present.place != place || before != Some(task.started_ms);
@@ -296,7 +297,7 @@ impl Node {
             }
             present.place = place;
             present.service.clone_from(&task.service);
-            present.slot = task.slot.unwrap_or(present.slot);
+            present.slot = slot;
             present.weight = task.weight.unwrap_or(1);
             present.docker = Some(docker);
             return;
@@ -305,11 +306,6 @@ impl Node {
         if task.state == TaskState::Draining {
             return;
         }
-        let slot = match (&task.service, task.slot) {
-            (_, Some(slot)) => slot,
-            (Some(service), None) => self.free_slot(service),
-            (None, None) => 0,
-        };
         let new = LocalTask {
             id: task.id.clone(),
             service: task.service.clone(),
@@ -325,6 +321,23 @@ impl Node {
             drain_until_ms: None,
         };
         self.state.tasks.insert(task.id.clone(), new);
+    }
+
+    /// The number of a task. Docker gives none to those of global services: two nodes may have chosen the same at once,
+    /// and then the greater identity chooses again.
+    fn slot_of(&self, task: &TaskWanted) -> u32 {
+        let (Some(service), None) = (&task.service, task.slot) else {
+            return task.slot.unwrap_or_default();
+        };
+        let present = self.state.tasks.get(&task.id).map(|present| present.slot);
+        let taken = |slot: u32| {
+            let mut others = self.snapshot.tasks_of(service).map(|view| &view.task);
+            others.any(|other| other.slot == slot && other.id < task.id)
+        };
+        match present {
+            Some(slot) if !taken(slot) => slot,
+            _ => self.free_slot(service),
+        }
     }
 
     /// The TCP ports of a task of which one has to accept before it gets flows: for one whose container has no

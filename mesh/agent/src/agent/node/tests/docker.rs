@@ -470,3 +470,37 @@ fn a_user_may_drain_a_container_and_not_remove_it() {
         "and it does not begin anew"
     );
 }
+
+#[test]
+fn tasks_of_a_global_service_have_numbers_of_their_own() {
+    let mut nodes = [node("n1"), node("n2"), node("n3")];
+    let wanted = known(&[service("web", 7, 8080)], &[]);
+    hear_from(&mut nodes[0], Some("e1"), wanted, NOW);
+    exchange(&mut nodes, NOW);
+    for (at, id) in ["t1", "t2", "t3"].into_iter().enumerate() {
+        let global = TaskWanted {
+            slot: None,
+            ..task(id, "web")
+        };
+        let wanted = Wanted {
+            services: vec![service("web", 7, 8080)],
+            knows_swarm: at == 0,
+            ..on_worker(&[global])
+        };
+        hear_from(&mut nodes[at], Some("e1"), wanted, NOW);
+    }
+    exchange(&mut nodes, NOW);
+    let web = nodes[2]
+        .snapshot()
+        .find_service("web")
+        .unwrap()
+        .service
+        .id
+        .clone();
+    let slots: BTreeSet<u32> = nodes[2]
+        .snapshot()
+        .tasks_of(&web)
+        .map(|t| t.task.slot)
+        .collect();
+    assert_eq!(slots.len(), 3, "{slots:?}");
+}
