@@ -81,7 +81,7 @@ test: root deps lint build ## Everything that CI holds: lints, docs, all tests, 
 .PHONY: test-docker
 test-docker: root ## Docker and Swarm with real engines, on both planes; `make test` has it too
 	@.ci/deps build demo test
-	@$(CARGO) build --locked -p portolan-agent
+	@$(CARGO) build --locked -p portolan-agent -p portolan-plugin
 	@$(MAKE) --no-print-directory nextest TESTS="-p portolan-e2e --test 'docker*'"
 
 .PHONY: lint

@@ -1,0 +1,132 @@
+//! Portolan as a global service of a Swarm, from its image and its stack file, as docs/swarm.md says.
+
+use std::{path::Path, process::Command, time::Duration};
+
+use anyhow::{Result, ensure};
+use portolan_e2e::{Cluster, Machines, Options, Plane};
+use portolan_testbed::{Load, LoadOptions, Protocol, Report, binary, output_within, wait_until};
+
+/// How long Docker may take to do what it is told.
+const DOCKER: Duration = Duration::from_secs(60);
+/// What makes an image of the packed file system, as `make image` has it.
+const IMPORT: [&str; 6] = [
+    "-c",
+    "ENV PATH=/bin",
+    "-c",
+    "ENTRYPOINT [\"portolan\"]",
+    "-c",
+    "CMD [\"agent\"]",
+];
+
+fn deploy(file: &str) -> String {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy");
+    dir.join(file).to_string_lossy().into_owned()
+}
+
+/// Machines with engines that are a Swarm, and on each the image in two versions. No agent runs yet.
+fn machines() -> Result<Cluster> {
+    let options = Options::nodes(3).on(Machines::Swarm).plane(Plane::Ebpf);
+    let cluster = Cluster::prepare("pl-gs", options)?;
+    cluster.import_images()?;
+    let tar = cluster.file(0, "image.tar");
+    let mut pack = Command::new(deploy("image"));
+    output_within(pack.arg(binary()?).arg(&tar), DOCKER)?.success()?;
+    let tar = tar.to_string_lossy();
+    for node in 0..cluster.len() {
+        let engine = cluster.engine(node)?;
+        // As systemd does on a machine.
+        let mut mount = engine.command("mount");
+        output_within(mount.args(["-t", "bpf", "bpf", "/sys/fs/bpf"]), DOCKER)?.success()?;
+        // Two images that differ in when they were made.
+        for image in ["portolan:0.1.0", "portolan:next"] {
+            let mut words = vec!["import"];
+            words.extend(IMPORT);
+            words.extend([tar.as_ref(), image]);
+            engine.docker(&words)?;
+        }
+    }
+    Ok(cluster)
+}
+
+/// The container of the agent on a node, if it runs from this image.
+fn agent(cluster: &Cluster, node: usize, image: &str) -> Result<Option<String>> {
+    let line = format!("ps -q --filter name=portolan_agent --filter ancestor={image}");
+    let id = cluster.docker(node, &line)?;
+    Ok((!id.is_empty()).then_some(id))
+}
+
+/// That the agent on a node finds nothing wrong, and serves by the fast path.
+fn is_well(cluster: &Cluster, node: usize, image: &str) -> Result<Option<()>> {
+    let Some(agent) = agent(cluster, node, image)? else {
+        return Ok(None);
+    };
+    let status = cluster.docker(node, &format!("exec {agent} portolan status"))?;
+    ensure!(
+        status.contains("No problems") && status.contains("ebpf serves"),
+        "{status}"
+    );
+    Ok(Some(()))
+}
+
+#[test]
+fn a_global_service_publishes_and_is_upgraded_under_load() -> Result<()> {
+    let cluster = machines()?;
+    let key = cluster.file(0, "key");
+    cluster.docker(0, &format!("secret create portolan_key {}", key.display()))?;
+    let stack = deploy("portolan-stack.yml");
+    cluster.docker(
+        0,
+        &format!("stack deploy --resolve-image never -c {stack} portolan"),
+    )?;
+    cluster.docker(
+        0,
+        "service create -d -q --no-resolve-image --name web --replicas 2 -p 8080:80 web:blue",
+    )?;
+    for node in 0..cluster.len() {
+        wait_until(DOCKER, "the agent is well", || {
+            is_well(&cluster, node, "portolan:0.1.0")
+        })?;
+        let at = cluster.node(node).at(8080);
+        wait_until(DOCKER, format!("{at} is answered"), || {
+            let seen = cluster.answers(at, Protocol::Tcp, 4)?;
+            Ok((seen.len() == 2).then_some(()))
+        })?;
+    }
+
+    let loads = (0..cluster.len()).map(|node| {
+        let at = cluster.node(node).at(8080);
+        cluster.load_path(at, "/page", LoadOptions::per_second(30))
+    });
+    let loads: Vec<Load> = loads.collect::<Result<_>>()?;
+    cluster.docker(
+        0,
+        "service update -d -q --no-resolve-image --image portolan:next portolan_agent",
+    )?;
+    for node in 0..cluster.len() {
+        wait_until(DOCKER, "the next agent is well", || {
+            is_well(&cluster, node, "portolan:next")
+        })?;
+    }
+    for load in loads {
+        load.stop().and_then(Report::without_failures)?;
+    }
+
+    cluster.docker(0, "stack rm portolan")?;
+    for node in 0..cluster.len() {
+        wait_until(DOCKER, "the agent has ended", || {
+            let gone = cluster.docker(node, "ps -aq --filter name=portolan_agent")?;
+            Ok(gone.is_empty().then_some(()))
+        })?;
+        cluster.docker(
+            node,
+            "run --rm --network host --cap-add NET_ADMIN --cap-add SYS_ADMIN -v /run:/run \
+             -v /sys/fs/bpf:/sys/fs/bpf -v portolan_state:/var/lib/portolan portolan:next leave --clean",
+        )?;
+        let links = cluster.node(node).run(["ip", "-br", "link"])?.stdout;
+        ensure!(!links.contains("ptbr"), "{links}");
+        let mut pins = cluster.engine(node)?.command("find");
+        let pins = output_within(pins.args(["/sys/fs/bpf/portolan", "-type", "f"]), DOCKER)?;
+        ensure!(pins.stdout.is_empty(), "{}", pins.stdout);
+    }
+    Ok(())
+}
