@@ -7,7 +7,7 @@ use portolan_e2e::{Cluster, Machines, Options, Plane};
 use portolan_testbed::{Load, LoadOptions, Protocol, Report, binary, output_within, wait_until};
 
 /// How long Docker may take to do what it is told.
-const DOCKER: Duration = Duration::from_secs(60);
+const DOCKER: Duration = Duration::from_secs(50);
 /// What makes an image of the packed file system, as `make image` has it.
 const IMPORT: [&str; 6] = [
     "-c",

@@ -85,9 +85,9 @@ fn what_comes_by_one_network_is_not_for_another() {
 
 #[test]
 fn a_node_that_is_beside_the_subnet_is_answered() {
+    const BESIDE: End = ([10, 224, 16, 7], 40000);
     on_rig(|rig| {
         with_second_network(rig);
-        const BESIDE: End = ([10, 224, 16, 7], 40000);
         let around = &mut rig.plane.surroundings;
         around.networks.get_mut(&second()).unwrap().gateway = BESIDE.0.into();
         around.own.insert(Ipv4Addr::from(BESIDE.0).into());
