@@ -79,9 +79,8 @@ test: root deps lint build ## Everything that CI holds: lints, docs, all tests, 
 	$(PORTOLAN) demo --once
 
 .PHONY: test-docker
-test-docker: root ## Docker and Swarm with real engines, on both planes; `make test` has it too
-	@.ci/deps build demo test
-	@$(CARGO) build --locked -p portolan-agent -p portolan-plugin
+test-docker: root build ## Docker and Swarm with real engines, on both planes; `make test` has it too
+	@.ci/deps demo test
 	@$(MAKE) --no-print-directory nextest TESTS="-p portolan-e2e --test 'docker*'"
 
 .PHONY: lint

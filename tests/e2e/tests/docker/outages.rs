@@ -21,7 +21,7 @@ fn an_engine_is_started_again_under_load(plane: Plane) -> Result<()> {
     let mut cluster = swarm("again", plane)?;
     cluster.docker(
         0,
-        "service create -d --name web --mode global -p 8080:80 web:blue",
+        "service create -d --name web --mode global -p 8080:80 --restart-delay 300ms web:blue",
     )?;
     cluster.wait_served("web", 3)?;
     for node in [2, 1, 0] {
@@ -41,7 +41,7 @@ fn a_worker_is_cut_off_under_load(plane: Plane) -> Result<()> {
     let cluster = swarm("cut", plane)?;
     cluster.docker(
         0,
-        "service create -d --name web --mode global -p 8080:80 web:blue",
+        "service create -d --name web --mode global -p 8080:80 --restart-delay 300ms web:blue",
     )?;
     cluster.wait_served("web", 3)?;
     let loads = Loads::start(&cluster, &[0, 1], 8080, 50)?;
@@ -60,11 +60,13 @@ fn a_worker_is_cut_off_under_load(plane: Plane) -> Result<()> {
 
 fn a_worker_leaves_and_joins_again(plane: Plane) -> Result<()> {
     let cluster = swarm("leave", plane)?;
+    // So that the Swarm does not take long to call a node down.
+    cluster.docker(0, "swarm update --dispatcher-heartbeat 2s")?;
     cluster.docker(
         0,
-        "service create -d --name web --replicas 4 -p 8080:80 web:blue",
+        "service create -d --name web --replicas 3 -p 8080:80 web:blue",
     )?;
-    cluster.wait_served("web", 4)?;
+    cluster.wait_served("web", 3)?;
     let loads = Loads::start(&cluster, &[0, 1, 2], 8080, 50)?;
     loads.answered(20)?;
     cluster.docker(2, "swarm leave")?;
@@ -73,15 +75,15 @@ fn a_worker_leaves_and_joins_again(plane: Plane) -> Result<()> {
         ensure!(nodes.contains("n3:Down"), "{nodes}");
         Ok(Some(()))
     })?;
-    cluster.wait_served("web", 4)?;
-    by_all_nodes(&cluster, 8080, 4)?;
+    cluster.wait_served("web", 3)?;
+    by_all_nodes(&cluster, 8080, 3)?;
     cluster.docker(0, "node rm n3")?;
     let token = cluster.docker(0, "swarm join-token -q worker")?;
     let manager = cluster.node(0).ipv4();
     cluster.docker(2, &format!("swarm join --token {token} {manager}:2377"))?;
-    cluster.docker(0, "service scale -d web=7")?;
-    cluster.wait_served("web", 7)?;
-    by_all_nodes(&cluster, 8080, 7)?;
+    cluster.docker(0, "service scale -d web=6")?;
+    cluster.wait_served("web", 6)?;
+    by_all_nodes(&cluster, 8080, 6)?;
     ensure!(
         !cluster.docker(2, "ps -q")?.is_empty(),
         "n3 has no task again"
@@ -92,9 +94,9 @@ fn a_worker_leaves_and_joins_again(plane: Plane) -> Result<()> {
     wait_until(DOCKER, "n2 manages", || {
         cluster.docker(1, "service ls -q").map(Some)
     })?;
-    cluster.docker(1, "service scale -d web=3")?;
-    cluster.wait_served("web", 3)?;
-    by_all_nodes(&cluster, 8080, 3)?;
+    cluster.docker(1, "service scale -d web=4")?;
+    cluster.wait_served("web", 4)?;
+    by_all_nodes(&cluster, 8080, 4)?;
     cluster.docker(0, "node demote n2")?;
     cluster.docker(0, "service scale -d web=2")?;
     cluster.wait_served("web", 2)?;

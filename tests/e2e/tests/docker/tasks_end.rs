@@ -79,7 +79,7 @@ fn an_ill_task_gets_no_request(plane: Plane) -> Result<()> {
     cluster.docker(
         0,
         "service create -d --name web --replicas 3 -p 8080:80 --health-cmd 'test ! -e /ill' \
-         --health-interval 300ms --health-retries 1 web:blue",
+         --health-interval 300ms --health-retries 1 --restart-delay 300ms web:blue",
     )?;
     cluster.wait_served("web", 3)?;
     let (node, ill) = a_task(&cluster)?;

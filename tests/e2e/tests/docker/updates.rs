@@ -19,11 +19,11 @@ fn an_update_and_its_rollback_lose_no_request(plane: Plane) -> Result<()> {
     let cluster = swarm("update", plane)?;
     cluster.docker(
         0,
-        "service create -d --name web --replicas 3 -p 8080:80 --env START_AFTER_MS=300 \
-         --update-parallelism 1 --update-delay 500ms --update-monitor 500ms \
+        "service create -d --name web --replicas 2 -p 8080:80 --env START_AFTER_MS=200 \
+         --update-parallelism 1 --update-delay 300ms --update-monitor 500ms \
          --rollback-monitor 500ms web:blue",
     )?;
-    cluster.wait_served("web", 3)?;
+    cluster.wait_served("web", 2)?;
 
     let updates = [
         (
@@ -60,12 +60,12 @@ fn is_all(cluster: &Cluster, becomes: &str) -> Result<()> {
         let state = cluster.docker(0, state)?;
         ensure!(state.ends_with("completed"), "{state}");
         for at in (0..3).map(|node| cluster.node(node).at(8080)) {
-            for _ in 0..6 {
+            for _ in 0..4 {
                 let page = page(&cluster.client, &at.to_string())?;
                 ensure!(page == becomes, "{at}: {page}");
             }
         }
         Ok(Some(()))
     })?;
-    cluster.wait_served("web", 3)
+    cluster.wait_served("web", 2)
 }
