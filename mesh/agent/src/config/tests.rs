@@ -306,3 +306,32 @@ proptest! {
         let _ = resolve([env, flags], &Fake::default());
     }
 }
+
+#[test]
+fn beside_docker_the_ports_of_a_swarm_are_left_to_it() {
+    let ports = |toml: &str, there: &'static str| {
+        let mut machine = Fake::default();
+        machine
+            .files
+            .insert(there.to_owned().leak(), (String::new(), 0o660));
+        let toml = format!("key_file = '/key'\n{toml}");
+        let config = resolve([parse_toml(&toml, "p.toml")], &machine).expect("it is sound");
+        (config.gossip_port, config.data_path_port)
+    };
+    let (alone, beside) = ((7946, 4789), (7948, 4799));
+    assert_eq!(ports("", "/run/other.sock"), alone);
+    assert_eq!(ports("", "/var/run/docker.sock"), beside);
+    // Its engine has yet to start.
+    assert_eq!(ports("", "/var/lib/docker/swarm"), beside);
+    assert_eq!(
+        ports("docker = '/run/other.sock'", "/run/other.sock"),
+        beside
+    );
+    assert_eq!(ports("docker = false", "/var/run/docker.sock"), alone);
+    assert_eq!(
+        ports("gossip_port = 7000", "/var/run/docker.sock"),
+        (7000, 4799)
+    );
+    let found = problems("key_file = '/key'\ndocker = 'tcp://10.0.0.1:2375'");
+    assert!(found[0].contains("is no unix socket"), "{found:?}");
+}

@@ -206,19 +206,34 @@ fn a_drain_lasts_as_long_as_the_container() {
 fn a_container_that_starts_again_is_attached_anew_at_its_address() {
     let mut node = node("n1");
     let services = [service("web", 7, 8080)];
-    hear(&mut node, known(&services, &[task("t1", "web")]));
+    let unchecked = TaskWanted {
+        checked: false,
+        ..task("t1", "web")
+    };
+    hear(
+        &mut node,
+        known(&services, std::slice::from_ref(&unchecked)),
+    );
     attach(&mut node, "t1");
+    node.set_health(&unchecked.id, true);
+    node.refresh(NOW);
     let before = local(&node, "t1").clone();
     let again = TaskWanted {
         place: Sandbox::Netns("/var/run/docker/netns/other".into()),
         started_ms: 900,
-        ..task("t1", "web")
+        ..unchecked
     };
     hear(&mut node, known(&services, &[again]));
     assert_eq!(state(&node, "t1"), Some(TaskState::Starting));
     assert_eq!(local(&node, "t1").endpoints, before.endpoints);
     let (place, _) = &node.wanted_attachments()[&before.id];
     assert_eq!(*place, Place::Netns("/var/run/docker/netns/other".into()));
+    attach(&mut node, "t1");
+    assert_eq!(
+        state(&node, "t1"),
+        Some(TaskState::Starting),
+        "it has yet to listen"
+    );
 }
 
 #[test]
