@@ -134,6 +134,10 @@ pub struct PortRow {
     pub plane: String,
     /// Why it is not the fast path although that serves here, or what else there is to say of it.
     pub plane_reason: Option<String>,
+    /// The plane that new flows of IPv6 clients take; `None` if the port takes none.
+    pub ipv6: Option<String>,
+    /// Why that is the relay although the fast path has the port and the service wants IPv6.
+    pub ipv6_reason: Option<String>,
     /// Why it is not served; `None` if it is.
     pub problem: Option<String>,
 }
@@ -194,6 +198,8 @@ pub struct ServiceRow {
     /// Its published ports, as `8080:80/tcp`; those in host mode end in ` (host)`, those that Docker itself serves in
     /// ` (host, by Docker)`, which managers of the Swarm know.
     pub ports: Vec<String>,
+    /// Whether IPv6 clients are to be served at its tasks' own IPv6 addresses.
+    pub ipv6: bool,
     /// Tasks that take new flows.
     pub healthy: usize,
     /// All its tasks.

@@ -52,6 +52,11 @@ pub fn listen(inside: &Namespace, port: u16) -> Result<TcpListener> {
     inside.enter(|| Ok(TcpListener::bind(("0.0.0.0", port))?))
 }
 
+/// A listener of the test's own inside a namespace, on every address of both families.
+pub fn listen_v6(inside: &Namespace, port: u16) -> Result<TcpListener> {
+    inside.enter(|| Ok(TcpListener::bind(("::", port))?))
+}
+
 /// Both ends of a new connection: the client's, and the task's as `listener` accepts it.
 pub fn both_ends(
     from: &Namespace,

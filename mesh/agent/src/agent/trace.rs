@@ -77,9 +77,9 @@ pub(super) fn start(
     let begin = begun(&shared, frontend)?;
     let turn = shared.tracing.begin(client)?;
     let filter = TraceFilter {
-        client: client.ip.into(),
+        client: client.ip,
         client_port: client.port.map(Into::into),
-        frontend: frontend.and_then(|frontend| frontend.ip).map(Into::into),
+        frontend: frontend.and_then(|frontend| frontend.ip),
         frontend_port: frontend.map(|frontend| frontend.port.into()),
         protocol: frontend.and_then(|frontend| frontend.protocol),
     };

@@ -2,6 +2,7 @@
 //! [`Facts`].
 
 mod docker;
+mod ipv6;
 mod planes;
 mod rows;
 
@@ -146,6 +147,7 @@ impl Facts {
         problems.extend(self.docker_problems());
         problems.extend(self.overlay.problems.iter().cloned());
         problems.extend(self.plane_problems());
+        problems.extend(self.ipv6_problem());
         problems.extend(self.dns_problems.iter().cloned());
         problems.extend(self.reasons.tasks.iter().map(|(id, reason)| {
             let task = self.snapshot.tasks.get(id);

@@ -1,24 +1,30 @@
 //! What is asked of a trace, and what it answers: one JSON object a line, the first of them a [`TraceStart`].
 
-use std::{fmt, net::Ipv4Addr, num::NonZeroU16, str::FromStr};
+use std::{
+    fmt,
+    net::{IpAddr, Ipv6Addr},
+    num::NonZeroU16,
+    str::FromStr,
+};
 
 use portolan_model::Protocol;
 use serde::{Deserialize, Serialize};
 
-/// A client: `10.77.0.100`, or one port of it, `10.77.0.100:40000`.
+/// A client: `10.77.0.100`, or one port of it, `10.77.0.100:40000`; over IPv6 `2001:db8::7` and
+/// `[2001:db8::7]:40000`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TraceClient {
     /// Its address.
-    pub ip: Ipv4Addr,
+    pub ip: IpAddr,
     /// Its port; `None` is any.
     pub port: Option<NonZeroU16>,
 }
 
-/// A frontend: `10.77.0.11:8080/tcp`, `:8080/tcp`, and both without the protocol.
+/// A frontend: `10.77.0.11:8080/tcp`, `[fd77::11]:8080/tcp`, `:8080/tcp`, and all without the protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TraceFrontend {
     /// Its address; `None` is any of the node.
-    pub ip: Option<Ipv4Addr>,
+    pub ip: Option<IpAddr>,
     /// Its port.
     pub port: NonZeroU16,
     /// `None` is both.
@@ -29,38 +35,52 @@ pub struct TraceFrontend {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TraceSyntax {
     /// Not a client.
-    #[error("a client is an IPv4 address, with or without a port: 10.0.0.5, 10.0.0.5:40000")]
+    #[error(
+        "a client is an IP address, with or without a port: 10.0.0.5, 10.0.0.5:40000, [2001:db8::7]:40000"
+    )]
     Client,
     /// Not a frontend.
     #[error(
-        "a frontend is a port, with or without an IPv4 address and a protocol: :8080, 10.0.0.11:8080/tcp"
+        "a frontend is a port, with or without an IP address and a protocol: :8080, 10.0.0.11:8080/tcp, [2001:db8::1]:8080/tcp"
     )]
     Frontend,
-    /// IPv6 is not carried by the fast path.
-    #[error(
-        "there is nothing to trace for IPv6: the fast path carries IPv4, and the relay has the rest; see `portolan flows`"
-    )]
-    Ipv6,
 }
 
 impl FromStr for TraceClient {
     type Err = TraceSyntax;
 
     fn from_str(text: &str) -> Result<Self, TraceSyntax> {
-        let (ip, port) = match text.rsplit_once(':') {
-            _ if is_ipv6(text) => return Err(TraceSyntax::Ipv6),
-            Some((ip, port)) => (ip, Some(port.parse().map_err(|_| TraceSyntax::Client)?)),
-            None => (text, None),
-        };
-        let ip = ip.parse().map_err(|_| TraceSyntax::Client)?;
-        Ok(Self { ip, port })
+        if let Ok(ip) = text.parse() {
+            return Ok(Self { ip, port: None });
+        }
+        let (ip, port) = text.rsplit_once(':').ok_or(TraceSyntax::Client)?;
+        Ok(Self {
+            ip: beside_a_port(ip).ok_or(TraceSyntax::Client)?,
+            port: Some(port.parse().map_err(|_| TraceSyntax::Client)?),
+        })
+    }
+}
+
+/// The address before a port: one of IPv6 is in brackets.
+fn beside_a_port(text: &str) -> Option<IpAddr> {
+    match text.strip_prefix('[') {
+        Some(rest) => Some(rest.strip_suffix(']')?.parse::<Ipv6Addr>().ok()?.into()),
+        None => text.parse().ok().filter(IpAddr::is_ipv4),
+    }
+}
+
+/// An address as it stands before a port.
+fn before_a_port(ip: IpAddr) -> String {
+    match ip {
+        IpAddr::V4(ip) => ip.to_string(),
+        IpAddr::V6(ip) => format!("[{ip}]"),
     }
 }
 
 impl fmt::Display for TraceClient {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.port {
-            Some(port) => write!(f, "{}:{port}", self.ip),
+            Some(port) => write!(f, "{}:{port}", before_a_port(self.ip)),
             None => write!(f, "{}", self.ip),
         }
     }
@@ -81,14 +101,11 @@ impl FromStr for TraceFrontend {
             }
             None => (text, None),
         };
-        if is_ipv6(address) {
-            return Err(TraceSyntax::Ipv6);
-        }
         let (ip, port) = address.rsplit_once(':').unwrap_or(("", address));
         let ip = match ip {
             // As `portolan status` shows it.
             "" | "*" => None,
-            ip => Some(ip.parse().map_err(|_| TraceSyntax::Frontend)?),
+            ip => Some(beside_a_port(ip).ok_or(TraceSyntax::Frontend)?),
         };
         let port = port.parse().map_err(|_| TraceSyntax::Frontend)?;
         Ok(Self { ip, port, protocol })
@@ -98,7 +115,7 @@ impl FromStr for TraceFrontend {
 impl fmt::Display for TraceFrontend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(ip) = self.ip {
-            write!(f, "{ip}")?;
+            f.write_str(&before_a_port(ip))?;
         }
         write!(f, ":{}", self.port)?;
         match self.protocol {
@@ -106,10 +123,6 @@ impl fmt::Display for TraceFrontend {
             None => Ok(()),
         }
     }
-}
-
-fn is_ipv6(text: &str) -> bool {
-    text.starts_with('[') || text.matches(':').count() > 1
 }
 
 /// One line of a trace.
@@ -238,10 +251,16 @@ mod tests {
 
     #[test]
     fn clients_and_frontends_are_read_as_they_are_shown() {
-        for text in ["10.0.0.5", "10.0.0.5:40000"] {
+        for text in ["10.0.0.5", "10.0.0.5:40000", "fd00::1", "[fd00::1]:40000"] {
             assert_eq!(client(text).unwrap(), text);
         }
-        for text in ["10.0.0.11:8080/tcp", ":53/udp", "10.0.0.11:80", ":80"] {
+        for text in [
+            "10.0.0.11:8080/tcp",
+            ":53/udp",
+            "10.0.0.11:80",
+            ":80",
+            "[fd00::11]:8080/udp",
+        ] {
             assert_eq!(frontend(text).unwrap(), text);
         }
         assert_eq!(frontend("*:8080/tcp").unwrap(), ":8080/tcp");
@@ -258,6 +277,9 @@ mod tests {
             "10.0.0.5:",
             "10.0.0.5:99999",
             "10.0.0.5/8",
+            "[fd00::1]",
+            "[10.0.0.5]:80",
+            "[fd00::1]:0",
         ] {
             assert_eq!(client(text), Err(TraceSyntax::Client), "{text}");
         }
@@ -270,11 +292,10 @@ mod tests {
             ":80/sctp",
             ":80/",
             "10.0.0.11:x",
+            "fd00::11:80",
+            "[fd00::11]",
         ] {
             assert_eq!(frontend(text), Err(TraceSyntax::Frontend), "{text}");
         }
-        assert_eq!(client("fd00::1"), Err(TraceSyntax::Ipv6));
-        assert_eq!(client("[fd00::1]:80"), Err(TraceSyntax::Ipv6));
-        assert_eq!(frontend("[fd00::1]:80/tcp"), Err(TraceSyntax::Ipv6));
     }
 }

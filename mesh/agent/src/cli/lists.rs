@@ -60,7 +60,7 @@ pub(crate) fn networks(rows: &[NetworkRow]) -> String {
 
 pub(crate) fn services(rows: &[ServiceRow]) -> String {
     let mut table = Table::new([
-        "NAME", "STACK", "HEALTHY", "PORTS", "MODE", "VIPS", "PROBLEMS",
+        "NAME", "STACK", "HEALTHY", "PORTS", "IPV6", "MODE", "VIPS", "PROBLEMS",
     ]);
     for row in rows {
         let vips: Vec<_> = row
@@ -73,12 +73,22 @@ pub(crate) fn services(rows: &[ServiceRow]) -> String {
             row.stack.clone().unwrap_or_default(),
             format!("{}/{}", row.healthy, row.tasks),
             shorten(&row.ports, SHOWN),
+            ipv6(row).to_owned(),
             row.endpoint_mode.clone(),
             shorten(&vips, SHOWN),
             row.problems.join("; "),
         ]);
     }
     table.render()
+}
+
+/// Where IPv6 clients are to be served: at the tasks' own addresses, or by the relay.
+fn ipv6(row: &ServiceRow) -> &'static str {
+    match (row.ports.is_empty(), row.ipv6) {
+        (true, _) => "",
+        (false, true) => "tasks",
+        (false, false) => "relay",
+    }
 }
 
 pub(crate) fn tasks(rows: &[TaskRow]) -> String {

@@ -140,9 +140,10 @@ fn ports(text: &mut String, ports: &[PortRow], paint: Paint) {
 
 /// The plane that has a port, and why, if it could be expected to be another.
 fn plane(port: &PortRow) -> String {
-    match &port.plane_reason {
-        Some(reason) => format!("{}: {reason}", port.plane),
-        None => port.plane.clone(),
+    match (&port.plane_reason, &port.ipv6_reason) {
+        (Some(reason), _) => format!("{}: {reason}", port.plane),
+        (None, Some(reason)) => format!("{}, but IPv6 by the relay: {reason}", port.plane),
+        (None, None) => port.plane.clone(),
     }
 }
 
@@ -183,6 +184,8 @@ mod tests {
             draining: 0,
             plane: "relay".into(),
             plane_reason: Some("PROXY protocol".into()),
+            ipv6: Some("relay".into()),
+            ipv6_reason: None,
             problem: problem.map(Into::into),
         };
         let mut ports: Vec<_> = (1000..1020).map(|number| port(number, None)).collect();

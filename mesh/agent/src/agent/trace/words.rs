@@ -8,7 +8,7 @@ use std::{
 };
 
 use portolan_ebpf::{Counter, Program, TraceEvent, Verdict, Way};
-use portolan_model::Snapshot;
+use portolan_model::{Snapshot, ipv6_of};
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::{
@@ -58,7 +58,15 @@ impl Names {
                 snapshot.task_name(&view.task),
                 snapshot.node_name(&view.node),
             );
-            let ips = view.task.endpoints.iter().map(|endpoint| endpoint.ip);
+            let networks = &snapshot.networks;
+            let ips = view.task.endpoints.iter().flat_map(move |endpoint| {
+                let network = networks.get(&endpoint.network);
+                let ipv6 = network.and_then(|view| match endpoint.ip {
+                    IpAddr::V4(ip) => Some(ipv6_of(view.network.vni, ip).into()),
+                    IpAddr::V6(_) => None,
+                });
+                [endpoint.ip].into_iter().chain(ipv6)
+            });
             ips.map(move |ip| (ip, names.clone()))
         });
         Self {

@@ -93,6 +93,7 @@ impl Facts {
             endpoint_mode: String::new(),
             vips: Vec::new(),
             ports: Vec::new(),
+            ipv6: false,
             healthy: 0,
             tasks: 0,
             spec_version: 0,

@@ -41,6 +41,7 @@ impl Facts {
             PlaneKind::Relay.to_string()
         };
         let dockers = dockers.then(|| "Swarm's own mesh has the port".to_owned());
+        let (ipv6, ipv6_reason) = self.ipv6_plane(spec, backends, &plane);
         PortRow {
             frontend: spec.frontend.to_string(),
             service: spec.service_name.clone(),
@@ -48,6 +49,8 @@ impl Facts {
             draining: backends.len() - active,
             plane,
             plane_reason: left.cloned().or(dockers),
+            ipv6,
+            ipv6_reason,
             problem: self.frontend_problem(&spec.frontend),
         }
     }

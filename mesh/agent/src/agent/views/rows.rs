@@ -125,6 +125,7 @@ impl Facts {
             },
             vips: vips.collect(),
             ports: ports.collect(),
+            ipv6: service.ipv6,
             healthy: self.count(view, TaskState::Healthy),
             tasks: view.tasks.len(),
             spec_version: service.spec_version,

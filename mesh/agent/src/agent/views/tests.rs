@@ -2,7 +2,8 @@ use std::net::Ipv4Addr;
 
 use portolan_gossip::Key;
 use portolan_model::{
-    Catalog, PlaneChoice, Record, Service, ServiceNetwork, Task, TaskId, TaskState, claims,
+    Catalog, MacAddress, PlaneChoice, Record, Service, ServiceNetwork, Task, TaskId, TaskState,
+    claims,
 };
 
 use super::{
@@ -196,6 +197,60 @@ fn a_fast_path_that_serves_has_its_frontends_and_tells_which_it_has_not() {
         ]
     );
     assert_eq!(status.problems.len(), 1, "{:?}", status.problems);
+}
+
+#[test]
+fn ipv6_clients_are_the_fast_paths_once_every_task_has_an_address_for_them() {
+    // What the port says, with the service's wish, whether the node gives addresses, and whether the task has a link.
+    let said = |asked: bool, given: bool, linked: bool| {
+        let ip = Ipv4Addr::new(10, 208, 1, 2);
+        let mut own = task("t1", Some("web"), 1, &ip.to_string(), TaskState::Healthy);
+        own.endpoints[0].mac = linked.then(|| MacAddress::of_address(ip));
+        let mut facts = facts_with(
+            Service {
+                ipv6: asked,
+                ..web()
+            },
+            own,
+        );
+        let snapshot = Arc::make_mut(&mut facts.snapshot);
+        for node in snapshot.nodes.values_mut() {
+            Arc::make_mut(node).ipv6 = given;
+        }
+        let planes = facts.planes.as_mut().unwrap();
+        planes.fast.serves = true;
+        planes.told = Arc::new(portolan_plane::frontends(&facts.snapshot));
+        let row = facts.ports().remove(0);
+        (row.ipv6.unwrap(), row.ipv6_reason)
+    };
+    let relay = |reason: Option<&str>| ("relay".to_owned(), reason.map(str::to_owned));
+    assert_eq!(said(true, true, true), ("ebpf".to_owned(), None));
+    assert_eq!(said(false, true, true), relay(None));
+    assert_eq!(
+        said(true, false, true),
+        relay(Some(
+            "web.1 has no IPv6 address, as n1 gives its tasks none"
+        ))
+    );
+    assert_eq!(
+        said(true, true, false),
+        relay(Some(
+            "web.1 has no link of its own to have an IPv6 address on"
+        ))
+    );
+}
+
+#[test]
+fn a_node_that_cannot_give_addresses_says_so_if_one_is_wanted() {
+    let own = task("t1", Some("web"), 1, "10.208.1.2", TaskState::Healthy);
+    let problem = |ipv6: bool| {
+        let mut facts = facts_with(Service { ipv6, ..web() }, own.clone());
+        facts.overlay.no_ipv6 = Some("this kernel has no IPv6".to_owned());
+        facts.status().problems.join("\n")
+    };
+    assert!(problem(true).contains("service web: it wants IPv6 clients"));
+    assert!(problem(true).contains("this kernel has no IPv6"));
+    assert!(!problem(false).contains("IPv6"));
 }
 
 #[test]

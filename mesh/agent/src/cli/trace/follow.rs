@@ -1,6 +1,9 @@
 //! Which packets are of the flow that is followed, and when it is over.
 
-use std::collections::BTreeSet;
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+};
 
 use portolan_model::Protocol;
 
@@ -55,7 +58,7 @@ impl Follow {
             }),
         };
         // A later fragment has no port.
-        let same = flow.end == end || !end.contains(':');
+        let same = flow.end == end || end.parse::<IpAddr>().is_ok();
         if !same || flow.protocol != hop.protocol {
             return false;
         }
@@ -70,9 +73,7 @@ impl Follow {
 
     /// The client's end of a packet, and which way it goes.
     fn client_end<'a>(&self, hop: &'a TraceHop) -> (&'a str, Way) {
-        let ip = self.client.ip.to_string();
-        let is_client = |end: &str| end.split(':').next() == Some(&ip);
-        if is_client(&hop.from) {
+        if address(&hop.from) == Some(self.client.ip) {
             (&hop.from, Way::FromClient)
         } else {
             (&hop.to, Way::ToClient)
@@ -97,6 +98,12 @@ impl Flow {
             self.open.clear();
         }
     }
+}
+
+/// The address of an end, which has a port or none.
+fn address(end: &str) -> Option<IpAddr> {
+    let with_port = end.parse().map(|end: SocketAddr| end.ip());
+    with_port.or_else(|_| end.parse()).ok()
 }
 
 /// Whether a packet belongs to a connection that began before.
@@ -179,5 +186,17 @@ mod tests {
             ..sent(&[], 1)
         };
         assert!(follow.takes(&fragment));
+    }
+
+    #[test]
+    fn a_client_of_ipv6_is_followed_too() {
+        let mut follow = follow("fd77::100");
+        let sent = |flags: &[&str], port: u16| TraceHop {
+            from: format!("[fd77::100]:{port}"),
+            ..sent(flags, port)
+        };
+        assert!(follow.takes(&sent(&["SYN"], 2)));
+        assert!(!follow.takes(&sent(&["SYN"], 3)), "the one after the next");
+        assert!(follow.takes(&sent(&["RST"], 2)) && follow.is_over());
     }
 }
