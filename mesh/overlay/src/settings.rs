@@ -29,7 +29,7 @@ pub(crate) fn write(link: &str) -> Result<(), OverlayError> {
     ] {
         set(path(4, link, key), value)?;
     }
-    match set(path(6, link, "disable_ipv6"), "1") {
+    match disable_ipv6(link) {
         // A kernel without IPv6.
         Err(OverlayError::Setting { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
             Ok(())
@@ -55,17 +55,22 @@ pub(crate) fn enable_ipv6(link: &str) -> Result<(), OverlayError> {
 
 /// Takes IPv6 from a link, and with it the addresses, routes and neighbours that it has.
 pub(crate) fn disable_ipv6(link: &str) -> Result<(), OverlayError> {
-    set(path(6, link, "disable_ipv6"), "1")
+    set(disables_ipv6(link), "1")
+}
+
+/// The setting that takes IPv6 from a link.
+pub(crate) fn disables_ipv6(link: &str) -> PathBuf {
+    path(6, link, "disable_ipv6")
 }
 
 /// Whether this kernel has IPv6.
 pub(crate) fn has_ipv6() -> bool {
-    path(6, "default", "disable_ipv6").exists()
+    disables_ipv6("default").exists()
 }
 
 /// Why no link can be let have IPv6 addresses; `None` if it can.
 pub(crate) fn no_ipv6() -> Option<String> {
-    let path = path(6, "default", "disable_ipv6");
+    let path = disables_ipv6("default");
     let open = |path| fs::OpenOptions::new().write(true).open(path);
     let opened = open(path.clone()).or_else(|error| open(elsewhere(&path)).map_err(|_| error));
     opened.err().map(|error| match error.kind() {

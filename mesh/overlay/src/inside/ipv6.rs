@@ -40,9 +40,11 @@ pub(super) fn allow(
     endpoint: &AttachEndpoint,
 ) -> Result<(), OverlayError> {
     let set = |write: fn(&str) -> Result<(), OverlayError>| {
-        netns
-            .run(|| Ok(write(&link.name)))
-            .map_err(OverlayError::Open)?
+        let written = netns.run(|| Ok(write(&link.name)));
+        written.map_err(|source| OverlayError::Setting {
+            path: settings::disables_ipv6(&link.name),
+            source,
+        })?
     };
     if endpoint.has_ipv6() {
         return set(settings::enable_ipv6);
