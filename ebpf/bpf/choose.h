@@ -22,12 +22,18 @@ struct call {
 	__u8 again;		   /* as of a flow */
 };
 
+/* A backend's address for a call; none if it has none of the client's family. */
+static __always_inline const struct address *place_of(const struct call *call, const struct backend *backend)
+{
+	return call->packet->v6 ? &backend->ip6 : &backend->ip;
+}
+
 /* The way back of a flow from a call to a backend, written to `to`. */
 static __always_inline void way_back_from(struct tuple *to, const struct call *call, const struct backend *backend)
 {
 	const struct tuple *t = &call->packet->tuple;
 	__builtin_memset(to, 0, sizeof(*to));
-	to->saddr = backend->ip;
+	to->saddr = *place_of(call, backend);
 	to->daddr = t->saddr;
 	to->sport = backend->port ? backend->port : t->dport;
 	to->dport = t->sport;
@@ -47,7 +53,7 @@ static __always_inline void return_to(struct flow *to, const struct call *call, 
 	to->kind = FLOW_RETURN;
 	to->ip = t->daddr;
 	to->port = t->dport;
-	to->ip_delta = ip_delta(&backend->ip, &t->daddr);
+	to->ip_delta = ip_delta(place_of(call, backend), &t->daddr);
 	to->port_delta = port == t->dport ? 0 : port_delta(port, t->dport);
 	to->node = backend->node;
 	to->network = backend->network;
@@ -58,7 +64,8 @@ static __always_inline void return_to(struct flow *to, const struct call *call, 
 	to->again = call->again;
 	if (call->client) {
 		__builtin_memcpy(to->macs, call->client->macs, sizeof(to->macs));
-		if (to->node && call->client->network == backend->network)
+		/* The kernel has no ways of IPv6 between nodes. */
+		if (to->node && !call->packet->v6 && call->client->network == backend->network)
 			to->node = ROUTED;
 	}
 }
@@ -68,9 +75,9 @@ static __always_inline void turn_round(struct flow *flow, const struct call *cal
 {
 	const struct tuple *t = &call->packet->tuple;
 	flow->kind = FLOW_FORWARD;
-	flow->ip = backend->ip;
+	flow->ip = *place_of(call, backend);
 	flow->port = backend->port ? backend->port : t->dport;
-	flow->ip_delta = ip_delta(&t->daddr, &backend->ip);
+	flow->ip_delta = ip_delta(&t->daddr, &flow->ip);
 	if (flow->port_delta)
 		flow->port_delta = port_delta(t->dport, flow->port);
 	flow->ifindex = backend->ifindex;
@@ -78,11 +85,11 @@ static __always_inline void turn_round(struct flow *flow, const struct call *cal
 }
 
 /* Begins a flow from a client to a backend, unless the backend has one of the same addresses and ports. */
-static __always_inline struct flow *begin(const struct call *call, __u32 index, const struct backend *backend, __u64 now)
+static __always_inline int begin(const struct call *call, __u32 index, const struct backend *backend, __u64 now)
 {
 	const struct tuple *t = &call->packet->tuple;
 	struct scratch *new = scratch();
-	if (!new)
+	if (!new || is_none(place_of(call, backend)))
 		return 0;
 	return_to(&new->flow, call, index, backend, now);
 	way_back_from(&new->way_back, call, backend);
@@ -107,7 +114,7 @@ static __always_inline struct flow *begin(const struct call *call, __u32 index, 
 	if (flows_of)
 		__sync_fetch_and_add(flows_of, 1);
 	count(NEW_FLOW);
-	return bpf_map_lookup_elem(&flows, t);
+	return 1;
 }
 
 static __always_inline __u32 *slot(const struct frontend *frontend, __u32 turn)
@@ -200,8 +207,8 @@ static __always_inline int is_of_tasks(const struct call *call, const struct bac
 	return network && network->mask && in_subnet(network, &call->packet->tuple.saddr);
 }
 
-/* Gives a new flow a backend. If there is none, `why` says why. */
-static __always_inline struct flow *choose(const struct call *call, enum counter *why)
+/* Gives a new flow a backend. If that fails, `why` says why. */
+static __always_inline int choose(const struct call *call, enum counter *why)
 {
 	__u64 now = bpf_ktime_get_coarse_ns();
 	__u32 id = call->frontend->id;
@@ -224,9 +231,8 @@ static __always_inline struct flow *choose(const struct call *call, enum counter
 			*why = TO_RELAY_SELF;
 			return 0;
 		}
-		struct flow *flow = begin(call, index, backend, now);
-		if (flow)
-			return flow;
+		if (begin(call, index, backend, now))
+			return 1;
 	}
 	return 0;
 }
@@ -273,7 +279,7 @@ static long has_flow(__u32 number, struct search *search)
 }
 
 /* Finds the flow whose way there was forgotten by its way back, and makes the entry again. */
-static __noinline struct flow *find(const struct call *call)
+static __always_inline int find(const struct call *call)
 {
 	struct search search = {.call = call, .now = bpf_ktime_get_coarse_ns()};
 	bpf_loop(call->frontend->members < MAX_MEMBERS ? call->frontend->members : MAX_MEMBERS, has_flow, &search, 0);
@@ -287,28 +293,27 @@ static __noinline struct flow *find(const struct call *call)
 	if (bpf_map_update_elem(&flows, &call->packet->tuple, &found->flow, BPF_ANY))
 		return 0;
 	count(RECOVERED);
-	return bpf_map_lookup_elem(&flows, &call->packet->tuple);
+	return 1;
 }
 
 /* Finds the backend of a connection whose way there was forgotten: by the way back, and else, as it may be another
  * node's connection, where every node would look for it. */
-static __always_inline struct flow *recover(const struct call *call)
+static __always_inline int recover(const struct call *call)
 {
 	const struct tuple *t = &call->packet->tuple;
-	struct flow *flow = find(call);
+	if (find(call))
+		return 1;
 	/* Without these it would begin a flow for whom none may be begun, or for what can be of no connection. */
-	if (flow || (call->packet->tcp & (TCP_ACK | TCP_RST)) != TCP_ACK || !allows(call->frontend, &t->saddr))
-		return flow;
+	if ((call->packet->tcp & (TCP_ACK | TCP_RST)) != TCP_ACK || !allows(call->frontend, call->packet))
+		return 0;
 	__u32 index;
 	if (!in_table(call->frontend, mixed(mixed(digest(&t->saddr)) ^ ((__u32)t->sport << 16 | t->dport)), &index))
 		return 0;
 	struct backend *backend = bpf_map_lookup_elem(&backends, &index);
-	if (!backend || is_unfit(call, backend))
+	if (!backend || is_unfit(call, backend) || !begin(call, index, backend, bpf_ktime_get_coarse_ns()))
 		return 0;
-	flow = begin(call, index, backend, bpf_ktime_get_coarse_ns());
-	if (flow)
-		count(MAGLEV);
-	return flow;
+	count(MAGLEV);
+	return 1;
 }
 
 /* The frontend that a packet is addressed to. */
@@ -339,8 +344,19 @@ static __always_inline struct frontend *addressed_by_task(const struct packet *p
 /* Whether a socket of this node has the connection. */
 static __noinline int is_relayed(struct __sk_buff *skb, const struct packet *p)
 {
-	struct bpf_sock_tuple tuple = {.ipv4 = {p->tuple.saddr.word[3], p->tuple.daddr.word[3], p->tuple.sport, p->tuple.dport}};
-	struct bpf_sock *socket = bpf_skc_lookup_tcp(skb, &tuple, sizeof(tuple.ipv4), BPF_F_CURRENT_NETNS, 0);
+	struct bpf_sock_tuple tuple = {};
+	struct bpf_sock *socket;
+	if (p->v6) {
+		/* Both begin with the addresses and the ports. */
+		__builtin_memcpy(&tuple.ipv6, &p->tuple, sizeof(tuple.ipv6));
+		socket = bpf_skc_lookup_tcp(skb, &tuple, sizeof(tuple.ipv6), BPF_F_CURRENT_NETNS, 0);
+	} else {
+		tuple.ipv4.saddr = p->tuple.saddr.word[3];
+		tuple.ipv4.daddr = p->tuple.daddr.word[3];
+		tuple.ipv4.sport = p->tuple.sport;
+		tuple.ipv4.dport = p->tuple.dport;
+		socket = bpf_skc_lookup_tcp(skb, &tuple, sizeof(tuple.ipv4), BPF_F_CURRENT_NETNS, 0);
+	}
 	if (!socket)
 		return 0;
 	int connected = socket->state != BPF_TCP_LISTEN;

@@ -4,7 +4,8 @@
  * task. The reply (`from_task`, on the node's end of the task's veth pair) goes back through the tunnel to A
  * (`from_mesh`), which rewrites its source and sends it to the client. A task on A itself is reached without the
  * tunnel. A task may be the client too, of a published port or of a virtual address: then its packets come by
- * `from_task`, and its replies are handed to it. What is not ours goes to the next program and to the kernel. */
+ * `from_task`, and its replies are handed to it. What is not ours goes to the next program and to the kernel. IPv4 and IPv6
+ * are treated alike, and neither is made into the other. */
 #include "choose.h"
 #include "too_big.h"
 #include "trace.h"
@@ -43,8 +44,8 @@ static __always_inline int forward(struct __sk_buff *skb, const struct packet *p
 	struct network *network = bpf_map_lookup_elem(&networks, &f->network);
 	if (!network)
 		return drop(DROP_FAILED);
-	if (f->node && is_too_big(skb, p, network->mtu))
-		return tell_too_big(skb, network->mtu, p->tuple.daddr.word[3]);
+	if (f->node && is_too_big(skb, p, mtu_of(network, p)))
+		return tell_too_big(skb, p, mtu_of(network, p), &p->tuple.daddr);
 	if (book(p, f))
 		keep_way_back(skb, p, f);
 	book_backend(p, f->backend, DESTINATION);
@@ -167,46 +168,53 @@ static __always_inline int to_relay(const struct packet *p, const struct fronten
 	return leave(why);
 }
 
-/* The flow of a packet to a frontend, where none is known, or none that is valid still. Without one `verdict`, which
- * was what the packet is (enum past), says what becomes of it. */
-static __noinline struct flow *begin_flow(struct __sk_buff *skb, const struct packet *p, const struct frontend *found, const struct task *client, int *verdict)
+/* Not a verdict: the packet's flow is begun, or found again. */
+#define BEGUN 0x7ffffffe
+
+/* Begins the flow of a packet to a frontend, where none is known, or none that is valid still; what it is `past` says
+ * (enum past). Returns BEGUN, or what becomes of the packet. As it is not static, the kernel verifies it once, and
+ * not for everything that a packet may be. */
+__noinline int begin_flow(struct __sk_buff *skb, const struct packet *p, const struct frontend *found, const struct task *client, int past)
 {
-	int past = *verdict;
+	if (!p || !found)
+		return drop(DROP_FAILED);
 	/* A copy: the kernel may give the place of a value that the agent replaces to another frontend's, at any time. */
 	const struct frontend copy = *found, *frontend = &copy;
 	struct call call = {.packet = p, .frontend = frontend, .client = client, .ifindex = skb->ifindex, .again = past == AGAIN};
 	if (past >= SENT)
 		call.sent_back = past - SENT;
+	if (frontend->slots && p->v6 && !(frontend->flags & FRONTEND_IPV6))
+		return leave(TO_RELAY_NO_IPV6);
 	if (p->tuple.proto == IPPROTO_TCP && !is_syn(p)) {
-		struct flow *lost = 0;
 		if (past == STALE)
-			*verdict = leave(ENDED);
-		else if (is_relayed(skb, p))
-			*verdict = leave(TO_RELAY_FLOW);
-		else if (!(lost = recover(&call)))
-			*verdict = frontend->slots ? drop(DROP_NO_FLOW) : leave(TO_RELAY_NO_BACKEND);
-		return lost;
+			return leave(ENDED);
+		if (is_relayed(skb, p))
+			return leave(TO_RELAY_FLOW);
+		if (recover(&call))
+			return BEGUN;
+		return frontend->slots ? drop(DROP_NO_FLOW) : leave(TO_RELAY_NO_BACKEND);
 	}
-	enum counter why = TO_RELAY_COLLISION;
-	struct flow *f = 0;
 	if (!frontend->slots)
-		*verdict = leave(TO_RELAY_NO_BACKEND);
-	else if (!allows(frontend, &p->tuple.saddr))
-		*verdict = leave(TO_RELAY_NOT_ALLOWED);
+		return leave(TO_RELAY_NO_BACKEND);
+	if (!allows(frontend, p))
+		return leave(TO_RELAY_NOT_ALLOWED);
 	/* Of datagrams the first one tells nothing. */
-	else if (past == UNKNOWN && p->tuple.proto == IPPROTO_UDP && frontend->members <= SEARCHED && (f = find(&call)))
-		return f;
-	else if (call.sent_back >= TRIES || !(f = choose(&call, &why)))
-		*verdict = to_relay(p, frontend, why);
-	return f;
+	if (past == UNKNOWN && p->tuple.proto == IPPROTO_UDP && frontend->members <= SEARCHED && find(&call))
+		return BEGUN;
+	enum counter why = TO_RELAY_COLLISION;
+	if (call.sent_back < TRIES && choose(&call, &why))
+		return BEGUN;
+	return to_relay(p, frontend, why);
 }
 
 /* A packet to a frontend, of a flow that is not known, or no longer valid. */
 static __always_inline int first(struct __sk_buff *skb, const struct packet *p, const struct frontend *frontend, const struct task *client, int past)
 {
-	int verdict = past;
-	struct flow *f = begin_flow(skb, p, frontend, client, &verdict);
-	return f ? forward(skb, p, f) : verdict;
+	int verdict = begin_flow(skb, p, frontend, client, past);
+	if (verdict != BEGUN)
+		return verdict;
+	struct flow *f = bpf_map_lookup_elem(&flows, &p->tuple);
+	return f ? forward(skb, p, f) : drop(DROP_FAILED);
 }
 
 /* Not a verdict: the packet may begin a flow. */
@@ -368,17 +376,21 @@ static __always_inline int judge_from_mesh(struct __sk_buff *skb, const struct p
 		return deliver(skb, p, f, f->network);
 	__u32 id = network_of(skb->ifindex);
 	struct network *network = bpf_map_lookup_elem(&networks, &id);
-	/* Between addresses of the network the kernel routes. */
-	if (!id || !network || p->what != SEGMENT || (in_subnet(network, &p->tuple.saddr) && in_subnet(network, &p->tuple.daddr)))
+	if (!id || !network || p->what != SEGMENT)
 		return TCX_NEXT;
-	if (!in_subnet(network, &p->tuple.saddr))
-		return deliver(skb, p, 0, id);
-	if (!is_gateway(network, &p->tuple.daddr))
-		return drop(DROP_NO_RETURN);
-	/* This node is beside the subnet. The frame may have been sent back to it by a program, and so have the Ethernet
-	 * address of the node that it came from. */
-	bpf_skb_change_type(skb, PACKET_HOST);
-	return TCX_NEXT;
+	int inside = in_subnet(network, &p->tuple.saddr);
+	if (inside && !in_subnet(network, &p->tuple.daddr)) {
+		if (!is_gateway(network, &p->tuple.daddr))
+			return drop(DROP_NO_RETURN);
+		/* This node is beside the subnet. The frame may have been sent back to it by a program, and so have the
+		 * Ethernet address of the node that it came from. */
+		bpf_skb_change_type(skb, PACKET_HOST);
+		return TCX_NEXT;
+	}
+	/* Between addresses of the network the kernel routes, those of IPv4. */
+	if (inside && !p->v6)
+		return TCX_NEXT;
+	return deliver(skb, p, 0, id);
 }
 
 /* A task's packet to the node that its client came to. */
@@ -387,8 +399,10 @@ static __always_inline int send_back(struct __sk_buff *skb, const struct packet 
 	struct network *network = bpf_map_lookup_elem(&networks, &f->network);
 	if (!network || skb->ifindex != f->ifindex)
 		return drop(DROP_MISDIRECTED);
-	if (is_too_big(skb, p, network->mtu))
-		return tell_too_big(skb, network->mtu, network->gateway);
+	if (is_too_big(skb, p, mtu_of(network, p))) {
+		struct address gateway = {{network->prefix[0], network->prefix[1], network->prefix[2], network->gateway}};
+		return tell_too_big(skb, p, mtu_of(network, p), &gateway);
+	}
 	book(p, f);
 	fit(skb, p, network);
 	return encapsulate(skb, network, f->node);
@@ -396,12 +410,13 @@ static __always_inline int send_back(struct __sk_buff *skb, const struct packet 
 
 /* A task's fragment, or packet with IP options. To a client outside it would show the task's address, and the client
  * could make nothing of it. */
-static __always_inline int keep_inside(struct __sk_buff *skb)
+static __always_inline int keep_inside(struct __sk_buff *skb, const struct packet *p)
 {
 	struct address to = mapped(0);
+	__u32 at = ETH_HLEN + (p->v6 ? offsetof(struct ipv6hdr, daddr) : offsetof(struct iphdr, daddr));
 	__u32 id = network_of(skb->ifindex);
 	struct network *network = bpf_map_lookup_elem(&networks, &id);
-	if (!id || !network || bpf_skb_load_bytes(skb, ETH_HLEN + offsetof(struct iphdr, daddr), to.word + 3, 4))
+	if (!id || !network || (p->v6 ? bpf_skb_load_bytes(skb, at, &to, sizeof(to)) : bpf_skb_load_bytes(skb, at, to.word + 3, 4)))
 		return TCX_NEXT;
 	return in_subnet(network, &to) || bpf_map_lookup_elem(&own, &to) ? TCX_NEXT : drop(DROP_NOT_CARRIED);
 }
@@ -409,7 +424,7 @@ static __always_inline int keep_inside(struct __sk_buff *skb)
 static __always_inline int judge_from_task(struct __sk_buff *skb, const struct packet *p)
 {
 	if (p->what == FRAGMENT || p->what == OPTIONS)
-		return keep_inside(skb);
+		return keep_inside(skb, p);
 	if (p->what != SEGMENT && p->what != ICMP_ERROR)
 		return TCX_NEXT;
 	struct flow *f = bpf_map_lookup_elem(&flows, &p->tuple);
@@ -452,5 +467,31 @@ static __always_inline int judge_from_task(struct __sk_buff *skb, const struct p
 PROGRAM(from_outside, FROM_OUTSIDE)
 PROGRAM(from_mesh, FROM_MESH)
 PROGRAM(from_task, FROM_TASK)
+
+/* Sends a packet of the agent's on as if it came from a flow's client: it runs the program itself, by BPF_PROG_TEST_RUN.
+ * To tasks' IPv6 addresses the kernel has no ways. */
+SEC("classifier")
+int from_agent(struct __sk_buff *skb)
+{
+	struct packet p;
+	parse(skb, &p);
+	struct flow *f = bpf_map_lookup_elem(&flows, &p.tuple);
+	if (p.what != SEGMENT || !f || f->kind != FLOW_FORWARD)
+		return TCX_DROP;
+	__u32 ifindex = f->ifindex, node = f->node;
+	__u8 macs[12];
+	__builtin_memcpy(macs, f->macs, sizeof(macs));
+	struct network *network = bpf_map_lookup_elem(&networks, &f->network);
+	if (!network || node == ROUTED || rewrite(skb, &p, f, DESTINATION))
+		return TCX_DROP;
+	if (node) {
+		ifindex = network->ifindex;
+		if (wrap(skb, network, node))
+			return TCX_DROP;
+	} else if (bpf_skb_store_bytes(skb, 0, macs, sizeof(macs), 0)) {
+		return TCX_DROP;
+	}
+	return bpf_clone_redirect(skb, ifindex, 0) ? TCX_DROP : TCX_PASS;
+}
 
 char licence[] SEC("license") = "Dual BSD/GPL";

@@ -33,14 +33,20 @@ enum { LIBBPF_PIN_BY_NAME = 1 };
 enum { BPF_F_NO_PREALLOC = 1 };
 enum { BPF_ANY = 0, BPF_NOEXIST = 1 };
 enum { TCX_NEXT = -1, TCX_PASS = 0, TCX_DROP = 2, TCX_REDIRECT = 7 };
-enum { BPF_F_PSEUDO_HDR = 0x10, BPF_F_MARK_MANGLED_0 = 0x20 };
+enum { BPF_F_PSEUDO_HDR = 0x10, BPF_F_MARK_MANGLED_0 = 0x20, BPF_F_IPV6 = 0x80 };
 enum { BPF_F_ZERO_CSUM_TX = 2 };
 enum { BPF_F_INGRESS = 1 };
 enum { PACKET_HOST = 0 };
 enum { BPF_ADJ_ROOM_MAC = 1 };
 enum { BPF_F_CURRENT_NETNS = -1 };
-enum { IPPROTO_ICMP = 1, IPPROTO_TCP = 6, IPPROTO_UDP = 17 };
+enum { IPPROTO_ICMP = 1, IPPROTO_TCP = 6, IPPROTO_UDP = 17, IPPROTO_ICMPV6 = 58 };
+enum { ETH_P_IP = 0x0800, ETH_P_IPV6 = 0x86dd };
 enum { BPF_TCP_LISTEN = 10 };
+
+/* An IPv6 address, or in the maps an IPv4 one mapped into these (RFC 4291, section 2.5.5.2). All zero is none. */
+struct address {
+	__be32 word[4];
+};
 
 struct __sk_buff {
 	__u32 len, pkt_type, mark, queue_mapping, protocol, vlan_present, vlan_tci, vlan_proto, priority;
@@ -61,10 +67,16 @@ struct bpf_sock {
 };
 
 struct bpf_sock_tuple {
-	struct {
-		__be32 saddr, daddr;
-		__be16 sport, dport;
-	} ipv4;
+	union {
+		struct {
+			__be32 saddr, daddr;
+			__be16 sport, dport;
+		} ipv4;
+		struct {
+			struct address saddr, daddr;
+			__be16 sport, dport;
+		} ipv6;
+	};
 };
 
 struct bpf_tunnel_key {
@@ -80,6 +92,14 @@ struct bpf_tunnel_key {
 		__u32 local_ipv4;
 		__u32 local_ipv6[4];
 	};
+};
+
+struct ipv6hdr {
+	__u8 priority : 4, version : 4;
+	__u8 flow_lbl[3];
+	__be16 payload_len;
+	__u8 nexthdr, hop_limit;
+	struct address saddr, daddr;
 };
 
 struct iphdr {
@@ -99,6 +119,7 @@ HELPER(5, __u64, bpf_ktime_get_ns, void);
 HELPER(8, __u32, bpf_get_smp_processor_id, void);
 HELPER(9, long, bpf_skb_store_bytes, struct __sk_buff *, __u32, const void *, __u32, __u64);
 HELPER(11, long, bpf_l4_csum_replace, struct __sk_buff *, __u32, __u64, __u64, __u64);
+HELPER(13, long, bpf_clone_redirect, struct __sk_buff *, __u32, __u64);
 HELPER(20, long, bpf_skb_get_tunnel_key, struct __sk_buff *, struct bpf_tunnel_key *, __u32, __u64);
 HELPER(21, long, bpf_skb_set_tunnel_key, struct __sk_buff *, struct bpf_tunnel_key *, __u32, __u64);
 HELPER(23, long, bpf_redirect, __u32, __u64);

@@ -12,11 +12,6 @@
  * fast path. */
 #define ROUTED 0xffffffff
 
-/* An IPv6 address, or an IPv4 one mapped into these (RFC 4291, section 2.5.5.2). All zero is none. */
-struct address {
-	__be32 word[4];
-};
-
 #define MAPPED htonl(0xffff)
 
 static __always_inline struct address mapped(__be32 ip)
@@ -104,6 +99,8 @@ struct frontend {
 #define FRONTEND_LEAST 2
 /* The client's address decides to which. */
 #define FRONTEND_SOURCE 4
+/* All its backends that take flows have IPv6 addresses too. */
+#define FRONTEND_IPV6 8
 
 /* A client or a prefix of clients on a frontend's list. */
 struct listed {
@@ -184,6 +181,7 @@ struct network {
 	__u32 underlay; /* this node's address there, host order */
 	__u32 mtu;	/* the largest packet that fits the tunnel */
 	__be32 gateway;
+	__be32 prefix[3]; /* of its IPv6 addresses, which end in the IPv4 ones */
 };
 
 /* The agent's network namespace. */
@@ -253,6 +251,7 @@ MAP(BPF_MAP_TYPE_HASH, own, struct address, __u32, 2048);
 MAP(BPF_MAP_TYPE_HASH, peers, __u32, __u32, 4096);
 MAP(BPF_MAP_TYPE_HASH, tasks, struct address, struct task, 16384);
 MAP(BPF_MAP_TYPE_PERCPU_ARRAY, counters, __u32, __u64, 64);
+/* 4 or 6: what a prefix is of. One of IPv6 may be so short that IPv4 addresses are in it. */
 SPARSE(BPF_MAP_TYPE_LPM_TRIE, allowed, struct allow_key, __u32, 262144);
 SPARSE(BPF_MAP_TYPE_HASH, backend_labels, __u32, struct backend_label, MAX_BACKENDS);
 SPARSE(BPF_MAP_TYPE_HASH, frontend_labels, __u32, struct frontend_label, MAX_FRONTENDS);

@@ -4,13 +4,17 @@
 #include "layout.h"
 
 #define ETH_HLEN 14
+/* Where things are in a packet of IPv4, and of IPv6. */
 #define L4 (ETH_HLEN + 20)
+#define L4_OF_V6 (ETH_HLEN + 40)
 /* An ICMP error carries the start of the packet that it is about: its IP header, and behind it the ports. */
 #define INNER_IP (L4 + 8)
 #define INNER_L4 (INNER_IP + 20)
+#define INNER_IPV6 (L4_OF_V6 + 8)
+#define INNER_L4_OF_V6 (INNER_IPV6 + 40)
 
-/* Bytes of IPv4 and TCP headers without options. */
-#define HEADERS 40
+/* Every link takes IPv6 packets of this size (RFC 8200, section 5). */
+#define IPV6_MIN_MTU 1280
 
 #define TCP_FIN 1
 #define TCP_SYN 2
@@ -20,6 +24,9 @@
 /* RFC 792. */
 #define ICMP_UNREACHABLE 3
 #define ICMP_TOO_BIG 4
+/* RFC 4443. */
+#define ICMPV6_UNREACHABLE 1
+#define ICMPV6_TOO_BIG 2
 
 enum what { NOT_OURS, SEGMENT, ICMP_ERROR, FRAGMENT, OPTIONS };
 
@@ -28,7 +35,8 @@ struct packet {
 	struct tuple tuple;
 	__u8 what;
 	__u8 tcp; /* flags */
-	__u8 icmp_type, icmp_code;
+	__u8 v6;
+	__u8 unreachable; /* an ICMP error that says so, and not because of the packet's size */
 	__u32 ack;  /* TCP: what it acknowledges, network order */
 	__u32 data; /* bytes of it, without headers */
 };
@@ -65,16 +73,104 @@ static __always_inline void parse_icmp(struct __sk_buff *skb, struct packet *p)
 		return;
 	__be16 *ports = data + INNER_L4;
 	p->tuple = (struct tuple){.saddr = mapped(inner->daddr), .daddr = mapped(inner->saddr), .sport = ports[1], .dport = ports[0], .proto = inner->protocol};
-	p->icmp_type = type;
-	p->icmp_code = *(__u8 *)(data + L4 + 1);
+	p->unreachable = type == ICMP_UNREACHABLE && *(__u8 *)(data + L4 + 1) != ICMP_TOO_BIG;
 	p->what = ICMP_ERROR;
+}
+
+/* Neighbours and routers speak by addresses of the link and of groups. In the first ones of all there are the
+ * unspecified one, the loopback, and IPv4 addresses, which in our maps are those of IPv4 packets. */
+static __always_inline int is_special(const struct address *ip)
+{
+	return (ip->word[0] & htonl(0xffc00000)) == htonl(0xfe800000) || (ip->word[0] & htonl(0xff000000)) == htonl(0xff000000) || !(ip->word[0] | ip->word[1]);
+}
+
+static __always_inline void parse_icmpv6(struct __sk_buff *skb, struct packet *p)
+{
+	if (!reach(skb, INNER_L4_OF_V6 + 8))
+		return;
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	if (data + INNER_L4_OF_V6 + 8 > end)
+		return;
+	__u8 type = *(__u8 *)(data + L4_OF_V6);
+	struct ipv6hdr *inner = data + INNER_IPV6;
+	/* Unreachable, too big, time exceeded, parameter problem (RFC 4443). */
+	if (type < 1 || type > 4 || is_special(&inner->saddr) || is_special(&inner->daddr))
+		return;
+	if (inner->nexthdr != IPPROTO_TCP && inner->nexthdr != IPPROTO_UDP)
+		return;
+	__be16 *ports = data + INNER_L4_OF_V6;
+	p->tuple = (struct tuple){.saddr = inner->daddr, .daddr = inner->saddr, .sport = ports[1], .dport = ports[0], .proto = inner->nexthdr};
+	p->unreachable = type == ICMPV6_UNREACHABLE;
+	p->what = ICMP_ERROR;
+}
+
+/* Reads what stands in a segment besides the ports; `length` is the packet's. */
+static __always_inline void parse_segment(struct __sk_buff *skb, struct packet *p, __u32 l4, __u32 length)
+{
+	__u32 headers = l4 - ETH_HLEN + 8;
+	if (p->tuple.proto == IPPROTO_TCP) {
+		if (!reach(skb, l4 + 20))
+			return;
+		void *data = (void *)(long)skb->data;
+		if (data + l4 + 20 > (void *)(long)skb->data_end)
+			return;
+		p->tcp = *(__u8 *)(data + l4 + 13);
+		p->ack = *(__u32 *)(data + l4 + 8);
+		headers = l4 - ETH_HLEN + (*(__u8 *)(data + l4 + 12) >> 4) * 4;
+	}
+	p->data = length > headers ? length - headers : 0;
+	p->what = SEGMENT;
+}
+
+static __always_inline void parse_ipv6(struct __sk_buff *skb, struct packet *p)
+{
+	p->v6 = 1;
+	if (!reach(skb, L4_OF_V6 + 8))
+		return;
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	if (data + L4_OF_V6 + 8 > end)
+		return;
+	struct ipv6hdr *ip = data + ETH_HLEN;
+	if (is_special(&ip->saddr) || is_special(&ip->daddr))
+		return;
+	switch (ip->nexthdr) {
+	case IPPROTO_TCP:
+	case IPPROTO_UDP:
+		break;
+	case IPPROTO_ICMPV6:
+		parse_icmpv6(skb, p);
+		return;
+	case 44:
+		p->what = FRAGMENT;
+		return;
+	/* Hop-by-hop options, routing, authentication, destination options, mobility. */
+	case 0:
+	case 43:
+	case 51:
+	case 60:
+	case 135:
+		p->what = OPTIONS;
+		return;
+	default:
+		return;
+	}
+	__be16 *ports = data + L4_OF_V6;
+	__u32 length = ip->payload_len ? 40 + ntohs(ip->payload_len) : skb->len - ETH_HLEN;
+	p->tuple = (struct tuple){.saddr = ip->saddr, .daddr = ip->daddr, .sport = ports[0], .dport = ports[1], .proto = ip->nexthdr};
+	parse_segment(skb, p, L4_OF_V6, length);
 }
 
 static __always_inline void parse(struct __sk_buff *skb, struct packet *p)
 {
 	*p = (struct packet){};
 	/* The kernel takes a VLAN's tag off before: the packet is for the VLAN's device, where the program sees it again. */
-	if (skb->protocol != htons(0x0800) || skb->vlan_present || !reach(skb, L4 + 8))
+	if (skb->vlan_present)
+		return;
+	if (skb->protocol == htons(ETH_P_IPV6)) {
+		parse_ipv6(skb, p);
+		return;
+	}
+	if (skb->protocol != htons(ETH_P_IP) || !reach(skb, L4 + 8))
 		return;
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	if (data + L4 + 8 > end)
@@ -90,7 +186,7 @@ static __always_inline void parse(struct __sk_buff *skb, struct packet *p)
 	}
 	__u8 proto = ip->protocol;
 	/* The frame may be padded, or so large that the header has no room for its length. */
-	__u32 length = ip->tot_len ? ntohs(ip->tot_len) : skb->len - ETH_HLEN, headers = 28;
+	__u32 length = ip->tot_len ? ntohs(ip->tot_len) : skb->len - ETH_HLEN;
 	if (proto == IPPROTO_ICMP) {
 		parse_icmp(skb, p);
 		return;
@@ -99,21 +195,7 @@ static __always_inline void parse(struct __sk_buff *skb, struct packet *p)
 		return;
 	__be16 *ports = data + L4;
 	p->tuple = (struct tuple){.saddr = mapped(ip->saddr), .daddr = mapped(ip->daddr), .sport = ports[0], .dport = ports[1], .proto = proto};
-	if (proto == IPPROTO_TCP) {
-		if (data + L4 + 20 > end) {
-			if (!reach(skb, L4 + 20))
-				return;
-			data = (void *)(long)skb->data;
-			end = (void *)(long)skb->data_end;
-			if (data + L4 + 20 > end)
-				return;
-		}
-		p->tcp = *(__u8 *)(data + L4 + 13);
-		p->ack = *(__u32 *)(data + L4 + 8);
-		headers = 20 + (*(__u8 *)(data + L4 + 12) >> 4) * 4;
-	}
-	p->data = length > headers ? length - headers : 0;
-	p->what = SEGMENT;
+	parse_segment(skb, p, L4, length);
 }
 
 /* RFC 1624: a checksum after a change of the data below it. */
@@ -138,28 +220,39 @@ static __always_inline __u32 port_delta(__be16 from, __be16 to)
 
 enum end { SOURCE, DESTINATION };
 
-/* Gives one end of a segment its new address and port. The IP header is edited in place. The checksum above it
+/* Gives one end of a segment its new address and port. The header of IPv4 is edited in place. The checksum above it
  * is not: only the helper knows what it is made of in a packet that a card is still to finish. */
 static __always_inline int rewrite_segment(struct __sk_buff *skb, const struct packet *p, const struct flow *f, enum end end)
 {
 	void *data = (void *)(long)skb->data, *stop = (void *)(long)skb->data_end;
-	if (data + L4 + 8 > stop)
-		return -1;
-	struct iphdr *ip = data + ETH_HLEN;
-	__be16 *ports = data + L4;
-	if (end == DESTINATION) {
-		ip->daddr = f->ip.word[3];
-		ports[1] = f->port;
-	} else {
-		ip->saddr = f->ip.word[3];
-		ports[0] = f->port;
-	}
-	ip->check = checksum(ip->check, f->ip_delta);
-	__u32 at = L4 + (p->tuple.proto == IPPROTO_TCP ? 16 : 6);
+	__u32 at = p->tuple.proto == IPPROTO_TCP ? 16 : 6;
 	/* A UDP checksum of 0 says that there is none. */
 	__u64 flags = p->tuple.proto == IPPROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0;
-	if (bpf_l4_csum_replace(skb, at, 0, f->ip_delta, flags | BPF_F_PSEUDO_HDR))
-		return -1;
+	if (p->v6) {
+		if (data + L4_OF_V6 + 8 > stop)
+			return -1;
+		struct ipv6hdr *ip = data + ETH_HLEN;
+		__be16 *ports = data + L4_OF_V6;
+		*(end == DESTINATION ? &ip->daddr : &ip->saddr) = f->ip;
+		ports[end] = f->port;
+		at += L4_OF_V6;
+		/* There is no checksum of the header to make up for the address in the sum that a card may have made of the
+		 * whole packet. Kernels before 6.16 have no word for that. */
+		if (bpf_l4_csum_replace(skb, at, 0, f->ip_delta, flags | BPF_F_PSEUDO_HDR | BPF_F_IPV6) &&
+		    bpf_l4_csum_replace(skb, at, 0, f->ip_delta, flags | BPF_F_PSEUDO_HDR))
+			return -1;
+	} else {
+		if (data + L4 + 8 > stop)
+			return -1;
+		struct iphdr *ip = data + ETH_HLEN;
+		__be16 *ports = data + L4;
+		*(end == DESTINATION ? &ip->daddr : &ip->saddr) = f->ip.word[3];
+		ports[end] = f->port;
+		ip->check = checksum(ip->check, f->ip_delta);
+		at += L4;
+		if (bpf_l4_csum_replace(skb, at, 0, f->ip_delta, flags | BPF_F_PSEUDO_HDR))
+			return -1;
+	}
 	if (f->port_delta && bpf_l4_csum_replace(skb, at, 0, f->port_delta, flags))
 		return -1;
 	return 0;
@@ -196,9 +289,39 @@ static __always_inline int rewrite_icmp(struct __sk_buff *skb, const struct pack
 	return 0;
 }
 
+/* The same for IPv6, where the ICMP checksum is one of both addresses, too, and the inner header has none. */
+static __always_inline int rewrite_icmpv6(struct __sk_buff *skb, const struct packet *p, const struct flow *f, enum end end)
+{
+	void *data = (void *)(long)skb->data, *stop = (void *)(long)skb->data_end;
+	if (data + INNER_L4_OF_V6 + 8 > stop)
+		return -1;
+	struct ipv6hdr *ip = data + ETH_HLEN, *inner = data + INNER_IPV6;
+	__u16 *check = data + L4_OF_V6 + 2;
+	__be16 *ports = data + INNER_L4_OF_V6;
+	if (end == DESTINATION) {
+		ip->daddr = f->ip;
+		*check = checksum(*check, f->ip_delta);
+		inner->saddr = f->ip;
+		ports[0] = f->port;
+	} else {
+		if (is_same(&ip->saddr, &p->tuple.saddr)) {
+			ip->saddr = f->ip;
+			*check = checksum(*check, f->ip_delta);
+		}
+		inner->daddr = f->ip;
+		ports[1] = f->port;
+	}
+	*check = checksum(*check, f->ip_delta);
+	*check = checksum(*check, f->port_delta);
+	count(ICMP_TRANSLATED);
+	return 0;
+}
+
 static __always_inline int rewrite(struct __sk_buff *skb, const struct packet *p, const struct flow *f, enum end end)
 {
-	return p->what == ICMP_ERROR ? rewrite_icmp(skb, p, f, end) : rewrite_segment(skb, p, f, end);
+	if (p->what != ICMP_ERROR)
+		return rewrite_segment(skb, p, f, end);
+	return p->v6 ? rewrite_icmpv6(skb, p, f, end) : rewrite_icmp(skb, p, f, end);
 }
 
 /* The options of a SYN, and how far they have been read. */
@@ -227,14 +350,14 @@ static long next_option(__u32 index, struct options *o)
 }
 
 /* Lowers the MSS option of a SYN or SYN-ACK, wherever it stands, to `mss`. */
-static __noinline int clamp(struct __sk_buff *skb, __u32 mss)
+static __noinline int clamp(struct __sk_buff *skb, __u32 l4, __u32 mss)
 {
 	struct options o = {};
 	__u8 offset;
-	if (bpf_skb_load_bytes(skb, L4 + 12, &offset, 1))
+	if (bpf_skb_load_bytes(skb, l4 + 12, &offset, 1))
 		return 0;
 	__u32 length = (offset >> 4) * 4 - 20;
-	if (length < 4 || length > 40 || bpf_skb_load_bytes(skb, L4 + 20, o.bytes, length))
+	if (length < 4 || length > 40 || bpf_skb_load_bytes(skb, l4 + 20, o.bytes, length))
 		return 0;
 	o.length = length;
 	bpf_loop(sizeof(o.bytes), next_option, &o, 0);
@@ -243,8 +366,8 @@ static __noinline int clamp(struct __sk_buff *skb, __u32 mss)
 	__be16 from = htons(o.mss), to = htons(mss);
 	/* At an odd place the two bytes lie across the words of the checksum. */
 	__u32 delta = o.at & 1 ? port_delta(o.mss, mss) : port_delta(from, to);
-	bpf_l4_csum_replace(skb, L4 + 16, 0, delta, 0);
-	bpf_skb_store_bytes(skb, L4 + 20 + o.at + 2, &to, 2, 0);
+	bpf_l4_csum_replace(skb, l4 + 16, 0, delta, 0);
+	bpf_skb_store_bytes(skb, l4 + 20 + o.at + 2, &to, 2, 0);
 	count(MSS_CLAMPED);
 	return 0;
 }
@@ -258,24 +381,36 @@ static __always_inline __u32 network_of(__u32 ifindex)
 
 static __always_inline int in_subnet(const struct network *network, const struct address *ip)
 {
-	return (ip->word[3] & network->mask) == network->subnet;
+	if ((ip->word[3] & network->mask) != network->subnet)
+		return 0;
+	if (!ip->word[0])
+		return 1;
+	return ip->word[0] == network->prefix[0] && ip->word[1] == network->prefix[1] && ip->word[2] == network->prefix[2];
 }
 
-/* Whether an address is this node's on the network, which may be outside of the subnet. */
+/* The largest packet that goes through a network's tunnel, which the kernel cuts up where it has to. */
+static __always_inline __u32 mtu_of(const struct network *network, const struct packet *p)
+{
+	return p->v6 && network->mtu < IPV6_MIN_MTU ? IPV6_MIN_MTU : network->mtu;
+}
+
+/* Whether an address is this node's of IPv4 on the network, which may be outside of the subnet. */
 static __always_inline int is_gateway(const struct network *network, const struct address *ip)
 {
-	return ip->word[3] == network->gateway;
+	return !ip->word[0] && ip->word[3] == network->gateway;
 }
 
 /* Lowers the segment size that a SYN or SYN-ACK offers to what fits the tunnel. */
 static __always_inline void fit(struct __sk_buff *skb, const struct packet *p, const struct network *network)
 {
-	if (p->tcp & TCP_SYN)
-		clamp(skb, network->mtu - HEADERS);
+	if (!(p->tcp & TCP_SYN))
+		return;
+	__u32 l4 = p->v6 ? L4_OF_V6 : L4;
+	clamp(skb, l4, mtu_of(network, p) - (l4 - ETH_HLEN) - 20);
 }
 
-/* Sends a packet through a network's tunnel. */
-static __always_inline int encapsulate(struct __sk_buff *skb, const struct network *network, __u32 node)
+/* Says to which node a packet goes, should it be sent by a network's link. */
+static __always_inline int wrap(struct __sk_buff *skb, const struct network *network, __u32 node)
 {
 	struct bpf_tunnel_key key = {
 		.tunnel_id = network->vni,
@@ -283,7 +418,13 @@ static __always_inline int encapsulate(struct __sk_buff *skb, const struct netwo
 		.local_ipv4 = network->underlay,
 		.tunnel_ttl = 64,
 	};
-	if (bpf_skb_set_tunnel_key(skb, &key, sizeof(key), BPF_F_ZERO_CSUM_TX))
+	return bpf_skb_set_tunnel_key(skb, &key, sizeof(key), BPF_F_ZERO_CSUM_TX);
+}
+
+/* Sends a packet through a network's tunnel. */
+static __always_inline int encapsulate(struct __sk_buff *skb, const struct network *network, __u32 node)
+{
+	if (wrap(skb, network, node))
 		return drop(DROP_FAILED);
 	return bpf_redirect(network->ifindex, 0);
 }

@@ -13,12 +13,13 @@
 #define PASSED_OVER (10000 * MS)
 
 /* Whether a client may begin flows. */
-static __always_inline int allows(const struct frontend *frontend, const struct address *client)
+static __always_inline int allows(const struct frontend *frontend, const struct packet *p)
 {
 	if (!(frontend->flags & FRONTEND_LISTED))
 		return 1;
-	struct allow_key key = {.length = 160, .client = {.frontend = frontend->id, .ip = *client}};
-	return bpf_map_lookup_elem(&allowed, &key) != 0;
+	struct allow_key key = {.length = 160, .client = {.frontend = frontend->id, .ip = p->tuple.saddr}};
+	__u32 *version = bpf_map_lookup_elem(&allowed, &key);
+	return version && *version == (p->v6 ? 6 : 4);
 }
 
 /* Has new flows pass a backend over for a while. */
@@ -122,7 +123,7 @@ static __always_inline void tell_reset(const struct packet *p, const struct flow
  * client need not know; its next datagram goes to another backend, as the relay has it. */
 static __always_inline int refuses(const struct packet *p)
 {
-	return p->what == ICMP_ERROR && p->tuple.proto == IPPROTO_UDP && p->icmp_type == ICMP_UNREACHABLE && p->icmp_code != ICMP_TOO_BIG;
+	return p->unreachable && p->tuple.proto == IPPROTO_UDP;
 }
 
 /* Forgets a flow whose backend refused it. */

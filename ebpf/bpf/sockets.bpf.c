@@ -86,7 +86,7 @@ static __always_inline struct frontend *dialled_frontend(const struct dialled *d
  * relay's to end; and of what sockets carry, no one counts what is open, which other balancing needs. */
 static __always_inline int is_plain(const struct frontend *frontend, __u8 proto)
 {
-	if (!frontend->flags && (proto == IPPROTO_UDP || !frontend->idle_ms))
+	if (!(frontend->flags & ~FRONTEND_IPV6) && (proto == IPPROTO_UDP || !frontend->idle_ms))
 		return 1;
 	tally(SOCKET_TO_RELAY_POLICY);
 	return 0;

@@ -78,13 +78,16 @@ static __always_inline void read_ends(struct __sk_buff *skb, struct tuple *t, __
 {
 	/* Without options addresses and ports stand in a row. Behind options, and in the later fragments, there are
 	 * other things. */
-	__be32 ends[3] = {};
-	__u32 length = what == FRAGMENT || what == OPTIONS ? 8 : 12;
-	bpf_skb_load_bytes(skb, (what == ICMP_ERROR ? INNER_IP : ETH_HLEN) + 12, ends, length);
-	t->saddr = mapped(ends[0]);
-	t->daddr = mapped(ends[1]);
-	t->sport = *(__be16 *)(ends + 2);
-	t->dport = *((__be16 *)(ends + 2) + 1);
+	__u32 ports = what == FRAGMENT || what == OPTIONS ? 0 : 4;
+	if (skb->protocol == htons(ETH_P_IPV6)) {
+		bpf_skb_load_bytes(skb, (what == ICMP_ERROR ? INNER_IPV6 : ETH_HLEN) + offsetof(struct ipv6hdr, saddr), t, 32 + ports);
+	} else {
+		__be32 ends[3] = {};
+		bpf_skb_load_bytes(skb, (what == ICMP_ERROR ? INNER_IP : ETH_HLEN) + offsetof(struct iphdr, saddr), ends, 8 + ports);
+		t->saddr = mapped(ends[0]);
+		t->daddr = mapped(ends[1]);
+		__builtin_memcpy(&t->sport, ends + 2, 4);
+	}
 	if (what == ICMP_ERROR)
 		*t = reversed(t);
 }
@@ -113,7 +116,9 @@ static __noinline int tell(struct __sk_buff *skb, const struct tuple *tuple, __u
 		return 0;
 	if (e.what == FRAGMENT || e.what == OPTIONS) {
 		read_ends(skb, &e.before, e.what);
-		bpf_skb_load_bytes(skb, ETH_HLEN + 9, &e.before.proto, 1);
+		/* That of IPv6 is in the extension header. */
+		__u32 at = skb->protocol == htons(ETH_P_IPV6) ? L4_OF_V6 : ETH_HLEN + offsetof(struct iphdr, protocol);
+		bpf_skb_load_bytes(skb, at, &e.before.proto, 1);
 	}
 	/* TCX_NEXT, without a reason, has all bits set. */
 	if (e.action != TCX_REDIRECT && verdict != (__u32)TCX_NEXT)

@@ -185,6 +185,7 @@ layouts! {
         underlay: u32,
         mtu: u32,
         gateway: [u8; 4],
+        prefix: [u8; 12],
     }
     /// Whose packets are told.
     Traced = "traced" {
@@ -224,6 +225,9 @@ pub(crate) const LISTED: u32 = 1;
 pub(crate) const LEAST: u32 = 2;
 /// `FRONTEND_SOURCE`: the client's address decides.
 pub(crate) const SOURCE: u32 = 4;
+
+/// `FRONTEND_IPV6`: all backends that take flows have IPv6 addresses.
+pub(crate) const IPV6: u32 = 8;
 
 /// Client to frontend, at the node that the client came to.
 pub(crate) const FLOW_FORWARD: u8 = 1;

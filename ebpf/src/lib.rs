@@ -8,8 +8,12 @@
 //! Processes of the node itself are connected to tasks at the socket, by programs on the root of the cgroups
 //! (`bpf/sockets.bpf.c`); a task sees the node's gateway address on its network as theirs.
 //!
-//! What it does not carry is the relay's, which holds the listeners: IPv6, the PROXY protocol, and clients' fragments and
-//! packets with IP options. Of a task's reply that is larger than its MTU, which is to say in fragments, nothing reaches
+//! Both families are carried by the same programs and maps, which hold IPv4 addresses mapped into IPv6. No address is
+//! changed into one of the other family: clients of IPv6 go to tasks' IPv6 addresses, on ports of which all tasks have
+//! one.
+//!
+//! What it does not carry is the relay's, which holds the listeners: other clients of IPv6, the PROXY protocol, and
+//! clients' fragments and packets with IP options or extension headers. Of a task's reply that is larger than its MTU, which is to say in fragments, nothing reaches
 //! a client outside: a UDP service with such replies is one for the relay (`plane: relay`). What it does carry it
 //! treats as the relay does (`portolan_plane::contract::traffic` holds both to it), with these differences: who may not
 //! begin a flow is left to the relay, which refuses and counts; a task that refuses or does not answer costs its client

@@ -21,6 +21,8 @@ pub(crate) const FROM_OUTSIDE: &str = "from_outside";
 pub(crate) const FROM_MESH: &str = "from_mesh";
 pub(crate) const FROM_TASK: &str = "from_task";
 pub(crate) const PROGRAMS: [&str; 3] = [FROM_OUTSIDE, FROM_MESH, FROM_TASK];
+/// On no link: the agent runs it.
+pub(crate) const FROM_AGENT: &str = "from_agent";
 
 /// The index of a network link in the namespace of the calling thread.
 pub(crate) fn index(link: &str) -> Result<u32, EbpfError> {

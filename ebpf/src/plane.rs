@@ -282,10 +282,8 @@ fn sources<'a>(
 fn key_address(frontend: &Frontend) -> Option<Address> {
     match frontend.address {
         FrontendAddress::Node => Some(Address::default()),
-        FrontendAddress::Ip(ip @ IpAddr::V4(_)) | FrontendAddress::Vip(_, ip @ IpAddr::V4(_)) => {
-            Some(address(ip))
-        }
-        _ => None,
+        FrontendAddress::Ip(ip) | FrontendAddress::Vip(_, ip @ IpAddr::V4(_)) => Some(address(ip)),
+        FrontendAddress::Vip(..) => None,
     }
 }
 

@@ -59,6 +59,14 @@ impl Resets {
     }
 }
 
+/// A RST of IPv6 with an Ethernet header, whose addresses say nothing.
+pub(crate) fn frame(from: SocketAddr, to: SocketAddr, sequence: u32) -> Vec<u8> {
+    // Of no group: the kernel takes none for a source.
+    let mac = [2, 0, 0, 0, 0, 0];
+    let header = [&mac[..], &mac, &[0x86, 0xdd]].concat();
+    [header, packet(from, to, sequence)].concat()
+}
+
 /// IP and TCP headers; the kernel fills in the checksum and the identification of IPv4.
 fn packet(from: SocketAddr, to: SocketAddr, sequence: u32) -> Vec<u8> {
     let addresses = [octets(from.ip()), octets(to.ip())].concat();

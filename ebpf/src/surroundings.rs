@@ -24,7 +24,8 @@ pub struct Surroundings {
     /// The other nodes that have the fast path, with their underlay addresses. A frontend with a backend on any
     /// other node is left to the relay.
     pub peers: BTreeMap<NodeId, Ipv4Addr>,
-    /// The tasks of this node on these networks, by address.
+    /// The tasks of this node on these networks, by address; their IPv6 addresses follow from these
+    /// ([`portolan_model::ipv6_of`]).
     pub tasks: BTreeMap<Ipv4Addr, TaskLink>,
 }
 

@@ -22,8 +22,8 @@ use crate::{
 };
 
 impl EbpfPlane {
-    /// Takes over the frontends in the maps. What the programs do not need of a policy, as the IPv6 part of a list of
-    /// clients, is not there: then the reconciler writes the frontend again, with all flows kept.
+    /// Takes over the frontends in the maps. What the programs do not need of a frontend is
+    /// not there: then the reconciler writes it again, with all flows kept.
     pub(super) fn adopt(&mut self) -> Result<(), OpError> {
         self.adopt_networks()?;
         let labels = read(&self.maps.backend_labels, "the backends' labels")?;

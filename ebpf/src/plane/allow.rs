@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use aya::maps::lpm_trie::Key;
-use ipnetwork::{IpNetwork, Ipv4Network};
+use ipnetwork::IpNetwork;
 use portolan_plane::OpError;
 
 use super::EbpfPlane;
@@ -25,10 +25,11 @@ impl EbpfPlane {
         old: &[IpNetwork],
         new: &[IpNetwork],
     ) -> Result<(), OpError> {
-        for network in v4(new).difference(&v4(old)) {
+        for network in listed(new).difference(&listed(old)) {
+            let version = if network.is_ipv4() { 4 } else { 6 };
             self.maps
                 .allowed
-                .insert(&key(id, *network), 1, 0)
+                .insert(&key(id, *network), version, 0)
                 .doing(|| format!("allow {network}"))?;
         }
         Ok(())
@@ -41,7 +42,7 @@ impl EbpfPlane {
         old: &[IpNetwork],
         new: &[IpNetwork],
     ) -> Result<(), OpError> {
-        for network in v4(old).difference(&v4(new)) {
+        for network in listed(old).difference(&listed(new)) {
             match self.maps.allowed.remove(&key(id, *network)) {
                 Err(aya::maps::MapError::KeyNotFound) => {}
                 done => done.doing(|| format!("no longer allow {network}"))?,
@@ -56,29 +57,31 @@ impl EbpfPlane {
         for key in self.maps.allowed.keys() {
             let key = key.doing(|| "read the lists of clients".into())?;
             let Listed { frontend, ip } = key.data();
-            let prefix = key.prefix_len().saturating_sub(FRONTEND + MAPPED);
-            let prefix = u8::try_from(prefix).unwrap_or(32);
-            let network = IpNetwork::new(read_address(ip), prefix).ok();
+            let ip = read_address(ip);
+            let before = FRONTEND + if ip.is_ipv4() { MAPPED } else { 0 };
+            let prefix = u8::try_from(key.prefix_len().saturating_sub(before));
+            let network = prefix
+                .ok()
+                .and_then(|prefix| IpNetwork::new(ip, prefix).ok());
             lists.entry(frontend).or_default().extend(network);
         }
         Ok(lists)
     }
 }
 
-/// The IPv4 part; IPv6 clients are the relay's.
-fn v4(list: &[IpNetwork]) -> BTreeSet<Ipv4Network> {
+/// The prefixes as the map has them. Clients of IPv4 are in none of IPv6, and no others have mapped addresses.
+fn listed(list: &[IpNetwork]) -> BTreeSet<IpNetwork> {
     list.iter()
-        .filter_map(|network| match network {
-            IpNetwork::V4(network) => Ipv4Network::new(network.network(), network.prefix()).ok(),
-            IpNetwork::V6(_) => None,
-        })
+        .filter_map(|network| IpNetwork::new(network.network(), network.prefix()).ok())
+        .filter(|network| network.is_ipv4() || network.ip().to_canonical().is_ipv6())
         .collect()
 }
 
-fn key(id: u32, network: Ipv4Network) -> Key<Listed> {
+fn key(id: u32, network: IpNetwork) -> Key<Listed> {
+    let before = FRONTEND + if network.is_ipv4() { MAPPED } else { 0 };
     let client = Listed {
         frontend: id,
-        ip: address(network.network()),
+        ip: address(network.ip()),
     };
-    Key::new(FRONTEND + MAPPED + u32::from(network.prefix()), client)
+    Key::new(before + u32::from(network.prefix()), client)
 }

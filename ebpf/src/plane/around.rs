@@ -6,6 +6,7 @@ use std::{
 };
 
 use aya::maps::MapError;
+use portolan_model::{NetworkName, ipv6_of, ipv6_prefix};
 use portolan_plane::{Backend, Frontend, FrontendAddress, OpError};
 
 use super::{EbpfPlane, Place};
@@ -50,6 +51,9 @@ impl EbpfPlane {
                 Ok(value) => {
                     links.insert(value.ifindex, value.network);
                     tasks.insert(address(*ip), value);
+                    if let Some(vni) = self.vni(&task.network) {
+                        tasks.insert(address(ipv6_of(vni, *ip)), value);
+                    }
                 }
                 Err(error) => errors.push(error),
             }
@@ -92,6 +96,7 @@ impl EbpfPlane {
                 underlay: host_order(mesh.underlay),
                 mtu: mesh.mtu,
                 gateway: mesh.gateway.octets(),
+                prefix: prefix(mesh.vni),
             };
             let free = || (1..MAX_NETWORKS).find(|n| self.places.values().all(|place| place != n));
             let place = self.places.get(&mesh.vni).copied().or_else(free);
@@ -124,10 +129,14 @@ impl EbpfPlane {
         Ok(())
     }
 
+    fn vni(&self, network: &NetworkName) -> Option<u32> {
+        Some(self.surroundings.networks.get(network)?.vni)
+    }
+
     fn task(&self, task: &TaskLink) -> Result<TaskValue, EbpfError> {
         let ifindex = links::index(&task.link)?;
-        let mesh = self.surroundings.networks.get(&task.network);
-        let network = mesh.and_then(|mesh| self.places.get(&mesh.vni)).copied();
+        let network = self.vni(&task.network);
+        let network = network.and_then(|vni| self.places.get(&vni)).copied();
         Ok(TaskValue {
             ifindex,
             macs: macs(task),
@@ -206,6 +215,13 @@ impl EbpfPlane {
         let mesh = self.surroundings.networks.get(name)?;
         self.places.get(&mesh.vni).copied()
     }
+}
+
+/// The part that all IPv6 addresses of a network share.
+fn prefix(vni: u32) -> [u8; 12] {
+    let (prefix, _) = ipv6_prefix(vni);
+    let [shared @ .., _, _, _, _] = prefix.octets();
+    shared
 }
 
 fn macs(task: &TaskLink) -> [u8; 12] {

@@ -89,7 +89,7 @@ impl EbpfPlane {
             .map_pin_path(trace::SECTION, pins.join(trace::TRACED))
             .load(OBJECT)
             .map_err(EbpfError::Load)?;
-        for program in links::PROGRAMS {
+        for program in links::PROGRAMS.into_iter().chain([links::FROM_AGENT]) {
             let loaded: &mut SchedClassifier = object
                 .program_mut(program)
                 .and_then(|program| program.try_into().ok())

@@ -8,6 +8,8 @@ mod choices;
 mod compilers;
 mod cost;
 mod ingress;
+mod ipv6;
+mod ipv6_bytes;
 mod networks;
 mod policies;
 mod sizes;
@@ -203,11 +205,11 @@ impl Rig {
             .1
     }
 
-    fn flow(&self, from: End, to: End, proto: u8) -> Option<Flow> {
+    fn flow(&self, from: impl At, to: impl At, proto: u8) -> Option<Flow> {
         self.plane.maps.flows.get(&tuple(from, to, proto), 0).ok()
     }
 
-    fn put(&mut self, from: End, to: End, proto: u8, flow: Flow) {
+    fn put(&mut self, from: impl At, to: impl At, proto: u8, flow: Flow) {
         self.plane
             .maps
             .flows
@@ -224,12 +226,18 @@ fn link(name: &str) {
     assert!(added.unwrap().success());
 }
 
-fn tuple(from: End, to: End, proto: u8) -> Tuple {
+/// One end of a flow, of either family.
+trait At: Into<std::net::SocketAddr> {}
+
+impl<E: Into<std::net::SocketAddr>> At for E {}
+
+fn tuple(from: impl At, to: impl At, proto: u8) -> Tuple {
+    let (from, to) = (from.into(), to.into());
     Tuple {
-        saddr: address(from.0),
-        daddr: address(to.0),
-        sport: from.1.to_be_bytes(),
-        dport: to.1.to_be_bytes(),
+        saddr: address(from.ip()),
+        daddr: address(to.ip()),
+        sport: from.port().to_be_bytes(),
+        dport: to.port().to_be_bytes(),
         proto,
         pad: [0; 3],
     }

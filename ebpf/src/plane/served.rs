@@ -2,17 +2,22 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     sync::Arc,
 };
 
 use portolan_model::{Balancing, PlaneChoice, Protocol, TaskId};
 use portolan_plane::{Frontend, FrontendAddress, FrontendSpec, OpError, Policy};
 
-use super::{EbpfPlane, choice::Choice, key_address};
+use super::{
+    EbpfPlane,
+    choice::{Choice, takes_flows},
+    key_address,
+};
 use crate::{
     error::Doing,
     layout::{
-        BackendLabel, BackendValue, FrontendKey, FrontendLabel, FrontendValue, LEAST, LISTED,
+        BackendLabel, BackendValue, FrontendKey, FrontendLabel, FrontendValue, IPV6, LEAST, LISTED,
         SOURCE, number, text,
     },
 };
@@ -262,6 +267,9 @@ fn carried(spec: &FrontendSpec) -> Result<FrontendKey, OpError> {
         () if policy.plane == PlaneChoice::Relay => "is for the relay, as its service says",
         () if policy.proxy_protocol.is_some() => "has the PROXY protocol",
         () if spec.backends.iter().any(|backend| backend.ip.is_ipv6()) => "has an IPv6 backend",
+        () if is_ipv6(&spec.frontend) && !have_ipv6(spec) => {
+            "is IPv6 and its tasks do not all have IPv6 addresses"
+        }
         () => match key(&spec.frontend) {
             Some(key) => return Ok(key),
             None => "is IPv6",
@@ -273,14 +281,26 @@ fn carried(spec: &FrontendSpec) -> Result<FrontendKey, OpError> {
     )))
 }
 
-/// What the programs have to know of the policy.
+fn is_ipv6(frontend: &Frontend) -> bool {
+    matches!(frontend.address, FrontendAddress::Ip(IpAddr::V6(_)))
+}
+
+/// Whether IPv6 clients can be given any backend that takes flows.
+fn have_ipv6(spec: &FrontendSpec) -> bool {
+    let mut active = spec.backends.iter().filter(|backend| takes_flows(backend));
+    active.all(|backend| backend.ipv6.is_some())
+}
+
+/// What the programs have to know of the policy, and of all backends.
 fn flags(spec: &FrontendSpec) -> u32 {
+    let ipv6 = if have_ipv6(spec) { IPV6 } else { 0 };
     let listed = if spec.policy.allow.is_empty() {
         0
     } else {
         LISTED
     };
     listed
+        | ipv6
         | match spec.policy.balancing {
             Balancing::RoundRobin => 0,
             Balancing::LeastConnections => LEAST,

@@ -4,9 +4,14 @@
 
 use std::{
     collections::HashMap,
+    net::SocketAddr,
     time::{Duration, Instant},
 };
 
+use aya::{
+    TestRunOptions,
+    programs::{SchedClassifier, TestRun},
+};
 use portolan_model::Balancing;
 use portolan_plane::{Frontend, OpError};
 use rustix::time::{ClockId, clock_gettime};
@@ -19,6 +24,8 @@ use crate::{
     error::Doing,
     flow_table::{Cursor, Slice},
     layout::{FLOW_FORWARD, Flow, Tuple, read_end},
+    links::FROM_AGENT,
+    reset,
 };
 
 /// How long one sweep may take before it leaves the rest to the next.
@@ -174,8 +181,28 @@ impl EbpfPlane {
         let ends = [(frontend, client, flow.ack), (client, task, back.ack)];
         // An end that has acknowledged nothing has no connection to be reset.
         let ends = ends.into_iter().filter(|(_, _, ack)| *ack != 0);
-        ends.filter(|(from, to, ack)| self.resets.send(*from, *to, u32::from_be(*ack)).is_err())
-            .count() as u64
+        ends.filter(|(from, to, ack)| {
+            let acknowledged = u32::from_be(*ack);
+            // The kernel has no way to a task's IPv6 address.
+            if *to == task && task.is_ipv6() {
+                return !self.reset_as_client(client, frontend, acknowledged);
+            }
+            self.resets.send(*from, *to, acknowledged).is_err()
+        })
+        .count() as u64
+    }
+
+    /// Resets the task of a flow by a packet such as its client would send; tells whether that was possible.
+    fn reset_as_client(&self, client: SocketAddr, frontend: SocketAddr, sequence: u32) -> bool {
+        let frame = reset::frame(client, frontend, sequence);
+        let options = TestRunOptions {
+            data_in: Some(&frame),
+            ..TestRunOptions::new()
+        };
+        let program = self.object.program(FROM_AGENT);
+        let program = program.and_then(|program| <&SchedClassifier>::try_from(program).ok());
+        let run = program.and_then(|program| program.test_run(options).ok());
+        run.is_some_and(|run| run.return_value == 0)
     }
 
     /// Has an entry say that the connection was reset. Packets of it are still sent on: the other end, which knows,

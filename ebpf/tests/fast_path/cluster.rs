@@ -12,9 +12,11 @@ use anyhow::{Context, Result, ensure};
 use portolan_ebpf::{EbpfPlane, Mesh, OpenOptions, Surroundings, TaskLink};
 use portolan_model::{
     MacAddress, NetworkView, Node as NodeRecord, NodeId, NodeState, Protocol, Slice, Snapshot,
-    claims,
+    claims, ipv6_of,
 };
-use portolan_overlay::{AttachEndpoint, Attachment, Config, DEFAULT_PORT, NetnsRef, Overlay};
+use portolan_overlay::{
+    AttachEndpoint, Attachment, Config, DEFAULT_PORT, NetnsRef, Overlay, PortRange,
+};
 use portolan_plane::{Backend, DataPlane, Frontend, FrontendSpec, Op, Plan, contract};
 use portolan_testbed::{Lab, Namespace, Node};
 use rustix::{
@@ -255,11 +257,16 @@ impl Cluster {
         let ip: Ipv4Addr = address.parse()?;
         let network = claims::ingress_network();
         let gateway: Ipv4Addr = format!("10.208.{n}.0").parse()?;
+        let served = [Protocol::Tcp, Protocol::Udp].map(|protocol| PortRange {
+            protocol,
+            first: 80,
+            last: 80,
+        });
         let request = Attachment {
             id: name.parse()?,
             netns: NetnsRef::Path(task.path()),
             endpoints: vec![AttachEndpoint {
-                ipv6: BTreeSet::new(),
+                ipv6: served.into(),
                 network: network.name.clone(),
                 vni: network.vni,
                 subnet: network.subnet,
@@ -355,8 +362,10 @@ pub(crate) fn spec(
 ) -> FrontendSpec {
     let addresses: Vec<Ipv4Addr> = tasks.iter().map(|(_, ip)| ip.parse().unwrap()).collect();
     let mut spec = contract::spec(port, protocol, &addresses);
-    for (backend, (at, _)) in spec.backends.iter_mut().zip(tasks) {
+    let places = tasks.iter().zip(addresses);
+    for (backend, ((at, _), ip)) in spec.backends.iter_mut().zip(places) {
         *backend = Backend {
+            ipv6: Some(ipv6_of(claims::ingress_network().vni, ip)),
             node: id(*at),
             local: *at == n,
             ..backend.clone()

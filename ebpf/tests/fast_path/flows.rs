@@ -16,7 +16,7 @@ use rustix::net::{AddressFamily, SocketType, sockopt::set_socket_reuseaddr};
 use crate::{cluster::Cluster, reach::whoami};
 
 /// Answers each datagram with the address that it came from, until one says so.
-fn echo_clients(task: &Namespace, address: &str) -> Result<thread::JoinHandle<()>> {
+pub(crate) fn echo_clients(task: &Namespace, address: &str) -> Result<thread::JoinHandle<()>> {
     // Bound to the address, as the route of the replies is chosen by it.
     let socket = task.enter(|| Ok(UdpSocket::bind((address, 80))?))?;
     socket.set_read_timeout(Some(Duration::from_secs(20)))?;

@@ -22,7 +22,7 @@ use crate::{
 const SECOND: Duration = Duration::from_secs(1);
 const VIP: &str = "10.208.255.1";
 
-fn serve(cluster: &Cluster, n: usize, spec: FrontendSpec) {
+pub(crate) fn serve(cluster: &Cluster, n: usize, spec: FrontendSpec) {
     cluster.threads[n - 1].run(move |inside| {
         let failures = inside.plane().apply(&Plan {
             ops: vec![Op::Upsert(Arc::new(spec))],
@@ -32,7 +32,11 @@ fn serve(cluster: &Cluster, n: usize, spec: FrontendSpec) {
 }
 
 /// A connection by which a byte has gone each way.
-fn open(client: &Namespace, task: &TcpListener, to: SocketAddr) -> Result<[TcpStream; 2]> {
+pub(crate) fn open(
+    client: &Namespace,
+    task: &TcpListener,
+    to: SocketAddr,
+) -> Result<[TcpStream; 2]> {
     let mut there = connect(client, to)?;
     let mut here = task.accept()?.0;
     here.set_read_timeout(Some(Duration::from_secs(5)))?;
@@ -44,7 +48,7 @@ fn open(client: &Namespace, task: &TcpListener, to: SocketAddr) -> Result<[TcpSt
 }
 
 /// Sweeps until both ends are reset.
-fn are_reset(cluster: &Cluster, ends: &[TcpStream; 2]) -> Result<()> {
+pub(crate) fn are_reset(cluster: &Cluster, ends: &[TcpStream; 2]) -> Result<()> {
     let reset = |stream: &TcpStream| -> Result<bool> {
         stream.set_nonblocking(true)?;
         let read = stream.peek(&mut [0]);
@@ -61,7 +65,7 @@ fn are_reset(cluster: &Cluster, ends: &[TcpStream; 2]) -> Result<()> {
     })
 }
 
-fn listener(task: &Namespace, address: &str) -> Result<TcpListener> {
+pub(crate) fn listener(task: &Namespace, address: &str) -> Result<TcpListener> {
     task.enter(|| Ok(TcpListener::bind((address, 80))?))
 }
 

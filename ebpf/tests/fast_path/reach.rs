@@ -14,7 +14,7 @@ pub(crate) fn whoami(task: &Namespace) -> Result<Process> {
          events {{ worker_connections 1024; }}\n\
          http {{ access_log off; client_body_temp_path {0}/b; proxy_temp_path {0}/p; fastcgi_temp_path {0}/f;\n\
          uwsgi_temp_path {0}/u; scgi_temp_path {0}/s;\n\
-         server {{ listen 80; location / {{ return 200 '$server_addr $remote_addr'; }} }} }}\n",
+         server {{ listen 80; listen [::]:80; location / {{ return 200 '$server_addr $remote_addr'; }} }} }}\n",
         dir.display()
     );
     let file = dir.join("whoami.conf");

@@ -45,7 +45,7 @@ fn receive(from: &mut impl Read) -> Result<()> {
 
 /// Both ways at once between a client and a task.
 pub(crate) fn both_ways(client: &Namespace, task: &Namespace, to: SocketAddr) -> Result<()> {
-    let listener = task.enter(|| Ok(TcpListener::bind("0.0.0.0:80")?))?;
+    let listener = task.enter(|| Ok(TcpListener::bind("[::]:80")?))?;
     let limit = Some(Duration::from_secs(30));
     let exchange = move |stream: std::net::TcpStream| -> Result<()> {
         stream.set_read_timeout(limit)?;
@@ -65,7 +65,7 @@ pub(crate) fn both_ways(client: &Namespace, task: &Namespace, to: SocketAddr) ->
     served.join().unwrap()
 }
 
-fn fragments(node: &Namespace) -> Result<u64> {
+pub(crate) fn fragments(node: &Namespace) -> Result<u64> {
     let text = node.run(["nstat", "-asz", "IpFragCreates"])?.stdout;
     let value = text.lines().find(|line| line.starts_with("IpFragCreates"));
     Ok(value

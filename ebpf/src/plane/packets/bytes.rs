@@ -121,6 +121,9 @@ fn at(frame: &[u8], ip: usize) -> (End, End) {
 
 /// Fails unless every checksum in the frame is right.
 pub(super) fn assert_checksums(frame: &[u8]) {
+    if frame[12..14] == [0x86, 0xdd] {
+        return super::ipv6_bytes::assert_checksum(frame);
+    }
     assert_eq!(checksum(&[&frame[IP..L4]]), 0, "IP checksum");
     let body = &frame[L4..];
     let ((from, _), (to, _)) = ends(frame);

@@ -107,3 +107,69 @@ fn a_task_whose_packet_does_not_fit_is_told_the_size_that_does() {
         assert_eq!(rig.flow(LOCAL, CLIENT, UDP).unwrap().packets, 0);
     });
 }
+
+/// What of IPv6 does not fit is never cut, unless the tunnel takes less than every link has to.
+#[test]
+fn a_sender_of_ipv6_is_told_the_size_that_fits() {
+    on_rig(|rig| {
+        let (client, frontend) = (ipv6::CLIENT6, ipv6::FRONTEND6);
+        let own = &mut rig.plane.surroundings.own;
+        own.insert(frontend.0.into());
+        rig.plane.write_surroundings().unwrap();
+        ipv6::serve6(rig, Protocol::Udp, &[REMOTE]);
+        ipv6::serve6(rig, Protocol::Tcp, &[REMOTE]);
+        let data = [7; 3000];
+        let fits = |mtu: u16, headers: usize| &data[..usize::from(mtu) - headers];
+        let over = |mtu: u16, headers: usize| &data[..=usize::from(mtu) - headers];
+        let datagram = |data| ipv6_bytes::udp(client, frontend, data);
+        let sent = cut(rig, FROM_OUTSIDE, &datagram(fits(MTU, 48)), 0);
+        assert_eq!(ipv6_bytes::ends(&sent).1, ipv6::of(REMOTE));
+        let too_big = datagram(over(MTU, 48));
+        let answer = cut(rig, FROM_OUTSIDE, &too_big, 0);
+        tells_v6(&answer, &too_big, frontend.0, MTU);
+
+        let syn = ipv6_bytes::tcp(client, frontend, SYN, &[], b"");
+        rig.redirected(FROM_OUTSIDE, &syn);
+        let many = ipv6_bytes::tcp(client, frontend, ACK, &[1; 12], &data);
+        let whole = cut(rig, FROM_OUTSIDE, &many, u32::from(MTU) - 72);
+        assert_eq!(ipv6_bytes::ends(&whole).1, ipv6::of(REMOTE));
+        let answer = cut(rig, FROM_OUTSIDE, &many, u32::from(MTU) - 71);
+        tells_v6(&answer, &many, frontend.0, MTU);
+
+        let back = Flow {
+            kind: 4,
+            node: 1,
+            network: 1,
+            ifindex: 1,
+            ..Flow::default()
+        };
+        rig.put(ipv6::of(LOCAL), client, UDP, back);
+        let reply = ipv6_bytes::udp(ipv6::of(LOCAL), client, &data[..1430]);
+        let gateway = ipv6::of(([10, 208, 0, 1], 0)).0;
+        tells_v6(&cut(rig, FROM_TASK, &reply, 0), &reply, gateway, MTU);
+        assert_eq!(rig.count("too_big"), 3);
+
+        let network = rig.plane.surroundings.networks.get_mut(&ingress());
+        network.unwrap().mtu = 1200;
+        rig.plane.write_surroundings().unwrap();
+        let sent = cut(rig, FROM_OUTSIDE, &datagram(fits(1280, 48)), 0);
+        assert_eq!(ipv6_bytes::ends(&sent).1, ipv6::of(REMOTE));
+        let too_big = datagram(over(1280, 48));
+        let answer = cut(rig, FROM_OUTSIDE, &too_big, 0);
+        tells_v6(&answer, &too_big, frontend.0, 1280);
+    });
+}
+
+fn tells_v6(answer: &[u8], about: &[u8], from: std::net::Ipv6Addr, mtu: u16) {
+    assert_checksums(answer);
+    let (client, frontend) = ipv6_bytes::ends(about);
+    let (told_by, told) = ipv6_bytes::ends(answer);
+    assert_eq!((told_by.0, told.0), (from, client.0));
+    let message = &answer[ipv6_bytes::L4..];
+    assert_eq!((message[0], message[1]), (2, 0));
+    assert_eq!(message[4..8], u32::from(mtu).to_be_bytes());
+    let quoted = &message[8..];
+    assert_eq!(quoted, &about[IP..IP + quoted.len()], "as it was sent");
+    assert_eq!(ipv6_bytes::inner_ends(answer), (client, frontend));
+    assert_eq!((&answer[..6], &answer[6..12]), (&about[6..12], &about[..6]));
+}
