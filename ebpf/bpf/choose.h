@@ -296,13 +296,11 @@ static __always_inline int find(const struct call *call)
 	return 1;
 }
 
-/* Finds the backend of a connection whose way there was forgotten: by the way back, and else, as it may be another
- * node's connection, where every node would look for it. */
-static __always_inline int recover(const struct call *call)
+/* Begins anew a connection of which nothing is known, as it may be another node's, where every node would look for
+ * its backend. */
+static __always_inline int adopt(const struct call *call)
 {
 	const struct tuple *t = &call->packet->tuple;
-	if (find(call))
-		return 1;
 	/* Without these it would begin a flow for whom none may be begun, or for what can be of no connection. */
 	if ((call->packet->tcp & (TCP_ACK | TCP_RST)) != TCP_ACK || !allows(call->frontend, call->packet))
 		return 0;

@@ -3,7 +3,7 @@
  * one definition of them. build.rs makes the Rust table of it, so each stands on one line. */
 COUNTER(NEW_FLOW, "new_flow", "a flow was begun and given a backend")
 COUNTER(TO_RELAY_NO_BACKEND, "to_relay_no_backend", "left to the relay: the frontend has no backend that the fast path reaches")
-COUNTER(TO_RELAY_FRAGMENT, "to_relay_fragment", "left to the kernel: an IP fragment")
+COUNTER(TO_RELAY_FRAGMENT, "to_relay_fragment", "left to the kernel: an IP fragment that came before the first of its packet, or of IPv6")
 COUNTER(TO_RELAY_OPTIONS, "to_relay_options", "left to the kernel: IP options, or extension headers of IPv6")
 COUNTER(TO_RELAY_FLOW, "to_relay_flow", "left to the relay: it has the connection")
 COUNTER(TO_RELAY_COLLISION, "to_relay_collision", "left to the relay: every backend tried has a flow of the same addresses and ports")
@@ -34,5 +34,5 @@ COUNTER(SOCKET_FLOW, "socket_flow", "a connection or a flow of datagrams of a pr
 COUNTER(SOCKET_TO_RELAY_BOUND, "socket_to_relay_bound", "left to the relay: the process's socket is bound to an address or a link, or to IPv6")
 COUNTER(SOCKET_TO_RELAY_POLICY, "socket_to_relay_policy", "left to the relay: a process's socket dialled a frontend with a list of clients, an idle timeout of connections, or a balancing other than in turn")
 COUNTER(SOCKET_TO_RELAY_NO_BACKEND, "socket_to_relay_no_backend", "left to the relay: no backend that a process's socket could be given")
-COUNTER(DROP_NOT_CARRIED, "drop_not_carried", "dropped: a task's reply to a client outside, in fragments or with IP options")
+COUNTER(DROP_NOT_CARRIED, "drop_not_carried", "dropped: a task's reply to a client outside, with IP options, or a fragment that came before the first of its packet, or of IPv6")
 COUNTER(TO_RELAY_NO_IPV6, "to_relay_no_ipv6", "left to the relay: an IPv6 client of a frontend whose backends do not all have IPv6 addresses")

@@ -185,22 +185,21 @@ __noinline int begin_flow(struct __sk_buff *skb, const struct packet *p, const s
 		call.sent_back = past - SENT;
 	if (frontend->slots && p->v6 && !(frontend->flags & FRONTEND_IPV6))
 		return leave(TO_RELAY_NO_IPV6);
-	if (p->tuple.proto == IPPROTO_TCP && !is_syn(p)) {
-		if (past == STALE)
-			return leave(ENDED);
-		if (is_relayed(skb, p))
-			return leave(TO_RELAY_FLOW);
-		if (recover(&call))
-			return BEGUN;
-		return frontend->slots ? drop(DROP_NO_FLOW) : leave(TO_RELAY_NO_BACKEND);
-	}
+	int midway = p->tuple.proto == IPPROTO_TCP && !is_syn(p);
+	if (midway && past == STALE)
+		return leave(ENDED);
+	if (midway && is_relayed(skb, p))
+		return leave(TO_RELAY_FLOW);
+	/* Of datagrams the first one tells nothing. */
+	int searched = midway || (p->tuple.proto == IPPROTO_UDP && past == UNKNOWN && frontend->members <= SEARCHED);
+	if ((searched && find(&call)) || (midway && adopt(&call)))
+		return BEGUN;
 	if (!frontend->slots)
 		return leave(TO_RELAY_NO_BACKEND);
+	if (midway)
+		return drop(DROP_NO_FLOW);
 	if (!allows(frontend, p))
 		return leave(TO_RELAY_NOT_ALLOWED);
-	/* Of datagrams the first one tells nothing. */
-	if (past == UNKNOWN && p->tuple.proto == IPPROTO_UDP && frontend->members <= SEARCHED && find(&call))
-		return BEGUN;
 	enum counter why = TO_RELAY_COLLISION;
 	if (call.sent_back < TRIES && choose(&call, &why))
 		return BEGUN;
@@ -324,6 +323,8 @@ static __always_inline int deliver(struct __sk_buff *skb, const struct packet *p
 			keep_back(p, f);
 		return hand_over(skb, f->ifindex, f->macs);
 	}
+	if (p->what == REST)
+		return drop(DROP_COLLISION);
 	struct task *task = bpf_map_lookup_elem(&tasks, &p->tuple.daddr);
 	if (!task)
 		return choose_again(skb, p, key.remote_ipv4);
@@ -367,7 +368,7 @@ static __always_inline int deliver(struct __sk_buff *skb, const struct packet *p
 
 static __always_inline int judge_from_mesh(struct __sk_buff *skb, const struct packet *p)
 {
-	if (p->what != SEGMENT && p->what != ICMP_ERROR)
+	if (!is_of_flow(p))
 		return TCX_NEXT;
 	struct flow *f = bpf_map_lookup_elem(&flows, &p->tuple);
 	if (f && f->kind == FLOW_RETURN && f->node)
@@ -408,7 +409,7 @@ static __always_inline int send_back(struct __sk_buff *skb, const struct packet 
 	return encapsulate(skb, network, f->node);
 }
 
-/* A task's fragment, or packet with IP options. To a client outside it would show the task's address, and the client
+/* A task's fragment of which the first was not seen, or packet with IP options. To a client outside it would show the task's address, and the client
  * could make nothing of it. */
 static __always_inline int keep_inside(struct __sk_buff *skb, const struct packet *p)
 {
@@ -425,7 +426,7 @@ static __always_inline int judge_from_task(struct __sk_buff *skb, const struct p
 {
 	if (p->what == FRAGMENT || p->what == OPTIONS)
 		return keep_inside(skb, p);
-	if (p->what != SEGMENT && p->what != ICMP_ERROR)
+	if (!is_of_flow(p))
 		return TCX_NEXT;
 	struct flow *f = bpf_map_lookup_elem(&flows, &p->tuple);
 	if (f && f->kind == FLOW_BACK)
@@ -461,7 +462,10 @@ static __always_inline int judge_from_task(struct __sk_buff *skb, const struct p
 	{                                                                                                    \
 		struct packet p;                                                                             \
 		parse(skb, &p);                                                                              \
-		return conclude(skb, &p, number, judge_##name(skb, &p));                                     \
+		int verdict = judge_##name(skb, &p);                                                         \
+		if (__builtin_expect(p.first, 0) && verdict == TCX_REDIRECT)                                 \
+			remember(&p);                                                                        \
+		return conclude(skb, &p, number, verdict);                                                   \
 	}
 
 PROGRAM(from_outside, FROM_OUTSIDE)

@@ -33,7 +33,7 @@ static __always_inline struct scratch *scratch(void)
 static __always_inline int book(const struct packet *p, struct flow *f)
 {
 	/* An error is no word of either end: it answers nothing, and keeps nothing alive. */
-	if (p->what != SEGMENT)
+	if (p->what == ICMP_ERROR)
 		return 0;
 	__u64 before = f->seen;
 	f->packets += 1;

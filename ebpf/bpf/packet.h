@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* Reading packets, and changing them. */
 #pragma once
-#include "layout.h"
+#include "fragments.h"
 
 #define ETH_HLEN 14
 /* Where things are in a packet of IPv4, and of IPv6. */
@@ -28,7 +28,8 @@
 #define ICMPV6_UNREACHABLE 1
 #define ICMPV6_TOO_BIG 2
 
-enum what { NOT_OURS, SEGMENT, ICMP_ERROR, FRAGMENT, OPTIONS };
+/* The rest of a packet in fragments, whose first one was of a flow, is of this flow too. */
+enum what { NOT_OURS, SEGMENT, ICMP_ERROR, FRAGMENT, OPTIONS, REST };
 
 struct packet {
 	/* The flow's. Of an ICMP error it is that of a packet which goes the error's own way. */
@@ -39,7 +40,16 @@ struct packet {
 	__u8 unreachable; /* an ICMP error that says so, and not because of the packet's size */
 	__u32 ack;  /* TCP: what it acknowledges, network order */
 	__u32 data; /* bytes of it, without headers */
+	__be16 id;  /* of a first fragment */
+	__u8 first; /* it is one: others follow */
+	__u8 pad;
 };
+
+/* Whether it says whose flow it is of. */
+static __always_inline int is_of_flow(const struct packet *p)
+{
+	return p->what == SEGMENT || p->what == ICMP_ERROR || p->what == REST;
+}
 
 static __always_inline int is_syn(const struct packet *p)
 {
@@ -160,6 +170,32 @@ static __always_inline void parse_ipv6(struct __sk_buff *skb, struct packet *p)
 	parse_segment(skb, p, L4_OF_V6, length);
 }
 
+/* Reads a fragment that is not the first. */
+static __noinline int parse_rest(struct __sk_buff *skb, struct packet *p)
+{
+	struct iphdr ip;
+	p->what = FRAGMENT;
+	if (bpf_skb_load_bytes(skb, ETH_HLEN, &ip, sizeof(ip)))
+		return 0;
+	struct fragmented key = fragmented(&ip);
+	struct ports *ports = bpf_map_lookup_elem(&fragments, &key);
+	if (!ports)
+		return 0;
+	p->tuple = (struct tuple){.saddr = mapped(ip.saddr), .daddr = mapped(ip.daddr), .sport = ports->sport, .dport = ports->dport, .proto = ip.protocol};
+	p->data = ntohs(ip.tot_len) - 20;
+	p->what = REST;
+	return 0;
+}
+
+/* Has the other fragments of a packet follow the first. */
+static __noinline int remember(const struct packet *p)
+{
+	struct fragmented key = {.saddr = p->tuple.saddr.word[3], .daddr = p->tuple.daddr.word[3], .id = p->id, .proto = p->tuple.proto};
+	struct ports ports = {p->tuple.sport, p->tuple.dport};
+	bpf_map_update_elem(&fragments, &key, &ports, BPF_ANY);
+	return 0;
+}
+
 static __always_inline void parse(struct __sk_buff *skb, struct packet *p)
 {
 	*p = (struct packet){};
@@ -170,8 +206,15 @@ static __always_inline void parse(struct __sk_buff *skb, struct packet *p)
 		parse_ipv6(skb, p);
 		return;
 	}
-	if (skb->protocol != htons(ETH_P_IP) || !reach(skb, L4 + 8))
+	if (skb->protocol != htons(ETH_P_IP))
 		return;
+	if (!reach(skb, L4 + 8)) {
+		/* As short a packet can only be the last of fragments. */
+		__be16 part;
+		if (!bpf_skb_load_bytes(skb, ETH_HLEN + offsetof(struct iphdr, frag_off), &part, sizeof(part)) && part & FRAGMENT_OFFSET)
+			parse_rest(skb, p);
+		return;
+	}
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	if (data + L4 + 8 > end)
 		return;
@@ -180,9 +223,13 @@ static __always_inline void parse(struct __sk_buff *skb, struct packet *p)
 		p->what = OPTIONS;
 		return;
 	}
-	if (ip->frag_off & htons(0x3fff)) {
-		p->what = FRAGMENT;
-		return;
+	if (ip->frag_off & (MORE_FRAGMENTS | FRAGMENT_OFFSET)) {
+		if (ip->frag_off & FRAGMENT_OFFSET) {
+			parse_rest(skb, p);
+			return;
+		}
+		p->first = 1;
+		p->id = ip->id;
 	}
 	__u8 proto = ip->protocol;
 	/* The frame may be padded, or so large that the header has no room for its length. */
@@ -317,8 +364,22 @@ static __always_inline int rewrite_icmpv6(struct __sk_buff *skb, const struct pa
 	return 0;
 }
 
+/* The same for what has no ports. */
+static __always_inline int rewrite_rest(struct __sk_buff *skb, const struct flow *f, enum end end)
+{
+	void *data = (void *)(long)skb->data, *stop = (void *)(long)skb->data_end;
+	if (data + L4 > stop)
+		return -1;
+	struct iphdr *ip = data + ETH_HLEN;
+	*(end == DESTINATION ? &ip->daddr : &ip->saddr) = f->ip.word[3];
+	ip->check = checksum(ip->check, f->ip_delta);
+	return 0;
+}
+
 static __always_inline int rewrite(struct __sk_buff *skb, const struct packet *p, const struct flow *f, enum end end)
 {
+	if (p->what == REST)
+		return rewrite_rest(skb, f, end);
 	if (p->what != ICMP_ERROR)
 		return rewrite_segment(skb, p, f, end);
 	return p->v6 ? rewrite_icmpv6(skb, p, f, end) : rewrite_icmp(skb, p, f, end);

@@ -78,7 +78,7 @@ static __always_inline void read_ends(struct __sk_buff *skb, struct tuple *t, __
 {
 	/* Without options addresses and ports stand in a row. Behind options, and in the later fragments, there are
 	 * other things. */
-	__u32 ports = what == FRAGMENT || what == OPTIONS ? 0 : 4;
+	__u32 ports = what == FRAGMENT || what == OPTIONS || what == REST ? 0 : 4;
 	if (skb->protocol == htons(ETH_P_IPV6)) {
 		bpf_skb_load_bytes(skb, (what == ICMP_ERROR ? INNER_IPV6 : ETH_HLEN) + offsetof(struct ipv6hdr, saddr), t, 32 + ports);
 	} else {

@@ -12,9 +12,9 @@
 //! changed into one of the other family: clients of IPv6 go to tasks' IPv6 addresses, on ports of which all tasks have
 //! one.
 //!
-//! What it does not carry is the relay's, which holds the listeners: other clients of IPv6, the PROXY protocol, and
-//! clients' fragments and packets with IP options or extension headers. Of a task's reply that is larger than its MTU, which is to say in fragments, nothing reaches
-//! a client outside: a UDP service with such replies is one for the relay (`plane: relay`). What it does carry it
+//! What it does not carry is the relay's, which holds the listeners: other clients of IPv6, the PROXY protocol, clients'
+//! packets with IP options or extension headers, and fragments of IPv6, or of IPv4 that come before the first one of
+//! their packet. Those that a task sends to a client outside are dropped. What it does carry it
 //! treats as the relay does (`portolan_plane::contract::traffic` holds both to it), with these differences: who may not
 //! begin a flow is left to the relay, which refuses and counts; a task that refuses or does not answer costs its client
 //! the time until it repeats itself; idle timeouts fire, and numbers of active flows change, with the next

@@ -7,6 +7,7 @@ mod changes;
 mod choices;
 mod compilers;
 mod cost;
+mod fragments;
 mod ingress;
 mod ipv6;
 mod ipv6_bytes;

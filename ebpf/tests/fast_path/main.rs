@@ -11,6 +11,7 @@ mod callers;
 mod cluster;
 mod contract;
 mod flows;
+mod fragments;
 mod ipv6;
 mod life;
 mod policies;

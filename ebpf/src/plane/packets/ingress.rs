@@ -141,8 +141,9 @@ fn what_is_not_carried_is_left_to_the_relay_and_counted() {
         let syn = tcp(CLIENT, FRONTEND, SYN, &[], b"");
         rig.judged(FROM_OUTSIDE, &syn, NEXT, "to_relay_no_backend");
         rig.serve(Protocol::Tcp, &[REMOTE]);
+        // Not the first one of its packet.
         let mut fragment = syn.clone();
-        fragment[IP + 6] = 0x20;
+        fragment[IP + 7] = 100;
         rig.judged(FROM_OUTSIDE, &fragment, NEXT, "to_relay_fragment");
         let mut options = syn.clone();
         options[IP] = 0x46;
@@ -172,7 +173,13 @@ fn a_tasks_fragments_never_show_it_to_a_client() {
         let reply = udp(LOCAL, CLIENT, b"long", true);
         let mut options = reply.clone();
         options[IP] = 0x46;
-        for packet in [cut(reply.clone(), 0x20, 0), cut(reply, 0, 185), options] {
+        rig.judged(
+            FROM_TASK,
+            &cut(reply.clone(), 0x20, 0),
+            DROP,
+            "drop_no_back",
+        );
+        for packet in [cut(reply, 0, 185), options] {
             rig.judged(FROM_TASK, &packet, DROP, "drop_not_carried");
         }
         for to in [REMOTE, (FRONTEND.0, 53)] {

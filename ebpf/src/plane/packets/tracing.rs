@@ -205,14 +205,14 @@ fn what_is_left_to_the_relay_is_told_with_the_reason() {
 
         rig.serve(Protocol::Tcp, &[REMOTE]);
         let mut fragment = syn.clone();
-        fragment[IP + 6] = 0x20;
+        fragment[IP + 7] = 100;
         let event = told(rig, &mut tracer, FROM_OUTSIDE, &fragment);
         assert_eq!(left(&event), "to_relay_fragment");
         let bare = |end: End| (end.0, 0);
         assert_eq!(
             as_ends(event.before),
             (bare(CLIENT), bare(FRONTEND)),
-            "a fragment has no ports"
+            "a later fragment has no ports"
         );
         let mut options = syn.clone();
         options[IP] = 0x46;
