@@ -18,7 +18,7 @@ fn large_datagrams_pass_both_ways_whole() -> Result<()> {
         let socket = task.enter(|| Ok(UdpSocket::bind((address, 80))?))?;
         // It ends with the test's process.
         thread::spawn(move || {
-            let mut datagram = [0; 65_536];
+            let mut datagram = vec![0; 65_536];
             while let Ok((length, from)) = socket.recv_from(&mut datagram) {
                 datagram[..length].reverse();
                 let _ = socket.send_to(&datagram[..length], from);
@@ -36,7 +36,7 @@ fn large_datagrams_pass_both_ways_whole() -> Result<()> {
             let question: Vec<u8> = (0..size).map(|n: u32| (n % 251) as u8).collect();
             let answered = || {
                 socket.send_to(&question, node)?;
-                let mut answer = [0; 65_536];
+                let mut answer = vec![0; 65_536];
                 let (length, from) = socket.recv_from(&mut answer)?;
                 answer[..length].reverse();
                 Ok(Some((from, answer[..length].to_vec())))
