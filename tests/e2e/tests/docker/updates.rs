@@ -21,7 +21,7 @@ fn an_update_and_its_rollback_lose_no_request(plane: Plane) -> Result<()> {
         0,
         "service create -d --name web --replicas 2 -p 8080:80 --env START_AFTER_MS=200 \
          --update-parallelism 1 --update-delay 300ms --update-monitor 500ms \
-         --rollback-monitor 500ms web:blue",
+         --rollback-order start-first --rollback-parallelism 2 --rollback-monitor 500ms web:blue",
     )?;
     cluster.wait_served("web", 2)?;
 
