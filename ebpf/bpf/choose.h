@@ -17,7 +17,7 @@ struct call {
 	const struct packet *packet;
 	const struct frontend *frontend;
 	const struct task *client; /* if it is a task of this node */
-	__u32 ifindex;		   /* the link by which it came */
+	__u32 ifindex;		   /* the link by which its sender is answered; a task's own */
 	__u32 sent_back;	   /* how many backends could not take it */
 	__u8 again;		   /* as of a flow */
 };

@@ -24,7 +24,6 @@ static __noinline int keep_way_back(struct __sk_buff *skb, const struct packet *
 	back->port = p->tuple.dport;
 	back->ip_delta = ip_delta(&f->ip, &back->ip);
 	back->port_delta = f->port == back->port ? 0 : port_delta(f->port, back->port);
-	back->ifindex = skb->ifindex;
 	/* How many they were is forgotten; that there were any is not, or a RST would be taken for a refusal. */
 	back->packets = f->answered;
 	back->bytes = 0;
@@ -32,8 +31,12 @@ static __noinline int keep_way_back(struct __sk_buff *skb, const struct packet *
 	back->closing = 0;
 	__builtin_memset(back->macs, 0, sizeof(back->macs));
 	struct task *client = bpf_map_lookup_elem(&tasks, &p->tuple.saddr);
-	if (client && client->ifindex == skb->ifindex)
+	if (client && client->ifindex == skb->ifindex) {
+		back->ifindex = skb->ifindex;
 		__builtin_memcpy(back->macs, client->macs, sizeof(back->macs));
+	} else {
+		back->ifindex = way_to_client(skb, p);
+	}
 	if (!bpf_map_update_elem(&flows, &way_back, back, BPF_NOEXIST))
 		count(RECOVERED);
 	return 0;
@@ -180,9 +183,10 @@ __noinline int begin_flow(struct __sk_buff *skb, const struct packet *p, const s
 		return drop(DROP_FAILED);
 	/* A copy: the kernel may give the place of a value that the agent replaces to another frontend's, at any time. */
 	const struct frontend copy = *found, *frontend = &copy;
-	struct call call = {.packet = p, .frontend = frontend, .client = client, .ifindex = skb->ifindex, .again = past == AGAIN};
+	struct call call = {.packet = p, .frontend = frontend, .client = client, .again = past == AGAIN};
 	if (past >= SENT)
 		call.sent_back = past - SENT;
+	call.ifindex = client ? skb->ifindex : way_to_client(skb, p);
 	if (frontend->slots && p->v6 && !(frontend->flags & FRONTEND_IPV6))
 		return leave(TO_RELAY_NO_IPV6);
 	int midway = p->tuple.proto == IPPROTO_TCP && !is_syn(p);

@@ -8,6 +8,7 @@
 struct scratch {
 	struct flow flow;
 	struct tuple way_back;
+	struct bpf_fib_lookup route;
 };
 
 struct {
@@ -21,6 +22,26 @@ static __always_inline struct scratch *scratch(void)
 {
 	__u32 key = 0;
 	return bpf_map_lookup_elem(&scratches, &key);
+}
+
+/* The link by which a packet's sender is answered: that of the node's own answers, by whatever routes and rules there
+ * are. It is the link that the packet came by if the kernel does not say, as of IPv6. */
+static __always_inline __u32 way_to_client(struct __sk_buff *skb, const struct packet *p)
+{
+	struct scratch *room = scratch();
+	__u32 came_by = skb->ifindex;
+	if (!room || p->v6)
+		return came_by;
+	struct bpf_fib_lookup *route = &room->route;
+	__builtin_memset(route, 0, sizeof(*route));
+	route->family = AF_INET;
+	route->l4_protocol = p->tuple.proto;
+	route->sport = p->tuple.dport;
+	route->dport = p->tuple.sport;
+	route->ifindex = LOOPBACK_IFINDEX;
+	route->src.word[0] = p->tuple.daddr.word[3];
+	route->dst.word[0] = p->tuple.saddr.word[3];
+	return bpf_fib_lookup(skb, route, sizeof(*route), BPF_FIB_LOOKUP_SKIP_NEIGH) ? came_by : route->ifindex;
 }
 
 /* A flow without a packet for this long may give way to one of the same addresses and ports. */

@@ -36,6 +36,9 @@ enum { TCX_NEXT = -1, TCX_PASS = 0, TCX_DROP = 2, TCX_REDIRECT = 7 };
 enum { BPF_F_PSEUDO_HDR = 0x10, BPF_F_MARK_MANGLED_0 = 0x20, BPF_F_IPV6 = 0x80 };
 enum { BPF_F_ZERO_CSUM_TX = 2 };
 enum { BPF_F_INGRESS = 1 };
+enum { BPF_FIB_LOOKUP_SKIP_NEIGH = 4 };
+enum { AF_INET = 2, AF_INET6 = 10 };
+enum { LOOPBACK_IFINDEX = 1 };
 enum { PACKET_HOST = 0 };
 enum { BPF_ADJ_ROOM_MAC = 1 };
 enum { BPF_F_CURRENT_NETNS = -1 };
@@ -94,6 +97,16 @@ struct bpf_tunnel_key {
 	};
 };
 
+struct bpf_fib_lookup {
+	__u8 family, l4_protocol;
+	__be16 sport, dport;
+	__u16 tot_len;
+	__u32 ifindex, tos;
+	struct address src, dst; /* of IPv4 the first word */
+	__u32 tbid;
+	__u8 macs[12];
+};
+
 struct ipv6hdr {
 	__u8 priority : 4, version : 4;
 	__u8 flow_lbl[3];
@@ -129,6 +142,7 @@ HELPER(32, long, bpf_skb_change_type, struct __sk_buff *, __u32);
 HELPER(38, long, bpf_skb_change_tail, struct __sk_buff *, __u32, __u64);
 HELPER(39, long, bpf_skb_pull_data, struct __sk_buff *, __u32);
 HELPER(50, long, bpf_skb_adjust_room, struct __sk_buff *, __s32, __u32, __u64);
+HELPER(69, long, bpf_fib_lookup, void *, struct bpf_fib_lookup *, int, __u32);
 HELPER(86, long, bpf_sk_release, void *);
 HELPER(99, struct bpf_sock *, bpf_skc_lookup_tcp, void *, struct bpf_sock_tuple *, __u32, __u64, __u64);
 HELPER(130, long, bpf_ringbuf_output, void *, void *, __u64, __u64);

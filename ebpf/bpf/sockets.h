@@ -26,7 +26,6 @@ struct sock {
 	struct sock_common __sk_common;
 } __attribute__((preserve_access_index));
 
-enum { AF_INET = 2, AF_INET6 = 10 };
 
 struct sockaddr_in {
 	__u16 family;

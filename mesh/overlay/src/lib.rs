@@ -181,6 +181,9 @@ impl Overlay {
         if let Err(error) = node_address::ensure(&mut self.netlink, self.config.node_address) {
             failures.push(failure("node address", error));
         }
+        if let Err(error) = settings::tell_routes(true) {
+            failures.push(failure("routes of the node", error));
+        }
         self.note(&desired);
         let settings = self.settings();
         failures.extend(program::upsert(&mut self.netlink, settings, &desired));
@@ -305,6 +308,7 @@ impl Overlay {
         let failures = program::remove(&mut self.netlink, settings, &Desired::default());
         errors.extend(failures.into_iter().map(|failure| failure.error));
         errors.extend(node_address::ensure(&mut self.netlink, None).err());
+        errors.extend(settings::tell_routes(false).err());
         errors.extend(self.guard.remove().err());
         if errors.is_empty() {
             Ok(())

@@ -38,6 +38,14 @@ pub(crate) fn write(link: &str) -> Result<(), OverlayError> {
     }
 }
 
+/// Whether programs may ask which way packets of the node itself take to an IPv4 address (`bpf_fib_lookup`): the kernel
+/// answers for links that forward only, and for the node itself the loopback stands. It forwards nothing by that.
+pub(crate) fn tell_routes(tell: bool) -> Result<(), OverlayError> {
+    let before = || read(&path(4, "default", "forwarding")).unwrap_or_else(|_| "0".to_owned());
+    let value = if tell { "1".to_owned() } else { before() };
+    set(path(4, "lo", "forwarding"), &value)
+}
+
 /// Lets a link have IPv6 addresses, those that it is given and no others: what others on the link
 /// advertise is not believed. Containers mostly have IPv6 disabled.
 pub(crate) fn enable_ipv6(link: &str) -> Result<(), OverlayError> {
