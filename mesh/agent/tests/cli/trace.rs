@@ -111,7 +111,7 @@ fn wrong_input_is_told_with_an_example() {
     for (args, why) in [
         (&["trace"][..], "CLIENT"),
         (&["trace", "web"], "10.0.0.5:40000"),
-        (&["trace", "fd00::1"], "IPv4"),
+        (&["trace", "[fd00::1"], "[2001:db8::7]:40000"),
         (&["trace", "10.0.0.5", "10.0.0.11"], "10.0.0.11:8080/tcp"),
         (&["trace", "10.0.0.5", "--for", "30"], "30s"),
         (&["trace", "10.0.0.5", "--for", "0"], "30s"),

@@ -1,8 +1,9 @@
 //! The admin API.
 
-use std::{fs, os::unix::fs::PermissionsExt};
+use std::{fs, os::unix::fs::PermissionsExt, time::Duration};
 
 use anyhow::{Context, Result, ensure};
+use portolan_testbed::wait_until;
 use serde_json::{Value, json};
 
 use crate::agent::{Agent, Answer, write_key};
@@ -123,11 +124,15 @@ fn a_service_and_its_task_come_and_go() -> Result<()> {
         service["healthy"] == 1 && service["ports"] == json!(["8080:80/tcp"]),
         "{service}"
     );
-    let status = agent.ask("GET", "/v1/status", &Value::Null)?.ok()?;
-    ensure!(
-        status["ports"][0]["active"] == 1 && status["problems"] == json!([]),
-        "{status}"
-    );
+    wait_until(
+        Duration::from_secs(10),
+        "the port leads to the task",
+        || {
+            let status = agent.ask("GET", "/v1/status", &Value::Null)?.ok()?;
+            let served = status["ports"][0]["active"] == 1 && status["problems"] == json!([]);
+            Ok(served.then_some(()))
+        },
+    )?;
 
     let drained = agent
         .ask("POST", "/v1/tasks/web.1/drain", &Value::Null)?
@@ -234,7 +239,7 @@ fn a_key_is_rotated() -> Result<()> {
         (config.key_file, config.insecure) = (Some(file), false);
         Ok(())
     })?;
-    portolan_testbed::wait_until(crate::agent::PATIENCE, "the agent answers", || {
+    wait_until(crate::agent::PATIENCE, "the agent answers", || {
         Ok(agent.ask("GET", "/v1/keys", &Value::Null).ok())
     })?;
     let change = |what: &str, key: &str| {

@@ -10,7 +10,7 @@ use crate::fake::{Fake, Followed, task};
 
 fn down(seen: &portolan_docker::Seen) -> Option<&str> {
     match &seen.link {
-        Link::Down(reason) => Some(reason),
+        Link::Down(reason) | Link::Absent(reason) => Some(reason),
         _ => None,
     }
 }
