@@ -290,8 +290,7 @@ fn a_port_is_published_by_one_service() -> Result<()> {
         "it was applied: {}",
         refused.stdout
     );
-    let message =
-        "port 8080/tcp is already published by service web; publish another one, or remove web";
+    let message = "port 8080/tcp is already published by service web; publish another one for api, or remove web";
     ensure!(refused.stderr.contains(message), "{}", refused.stderr);
     // All or nothing.
     let services = cluster.json(1, &["services"])?;
