@@ -202,6 +202,15 @@ impl Cluster {
         self.file(node, "bpf")
     }
 
+    /// The pins of the one layout of maps that is at work on a node.
+    ///
+    /// # Errors
+    /// Nothing is pinned.
+    pub fn layout_dir(&self, node: usize) -> Result<PathBuf> {
+        let layout = std::fs::read_dir(self.bpf_dir(node))?.next();
+        Ok(layout.context("nothing is pinned")??.path())
+    }
+
     /// Whether a task has to see the client's own address that is asked for at this one.
     pub fn keeps_clients(&self, to: SocketAddr) -> bool {
         let own = self

@@ -141,7 +141,7 @@ fn detached(program: &str, node: usize) -> Result<()> {
     cluster
         .client
         .run(["nft", "-f", &watch.to_string_lossy()])?;
-    let dir = cluster.bpf_dir(node).join("v1");
+    let dir = cluster.layout_dir(node)?;
     let pins = || -> Result<Vec<_>> {
         let entries = fs::read_dir(&dir)?.collect::<Result<Vec<_>, _>>()?;
         let paths = entries.into_iter().map(|entry| entry.path());
