@@ -207,7 +207,7 @@ impl Cluster {
     /// # Errors
     /// Nothing is pinned.
     pub fn layout_dir(&self, node: usize) -> Result<PathBuf> {
-        let layout = std::fs::read_dir(self.bpf_dir(node))?.next();
+        let layout = fs::read_dir(self.bpf_dir(node))?.next();
         Ok(layout.context("nothing is pinned")??.path())
     }
 
