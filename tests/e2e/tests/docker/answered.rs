@@ -15,7 +15,7 @@ pub(crate) fn by_all_nodes(cluster: &Cluster, port: u16, tasks: usize) -> Result
 }
 
 /// That a node answers at a port, with so many tasks that take turns: within a while, as the first round may have begun
-/// with other tasks. A load takes its share of the turns, so that they need not be equal here.
+/// with other tasks, and Docker may be replacing one. A load takes its share of the turns, so that they need not be equal here.
 pub(crate) fn by_node(
     cluster: &Cluster,
     node: usize,
@@ -25,7 +25,7 @@ pub(crate) fn by_node(
 ) -> Result<()> {
     let at = cluster.node(node).at(port);
     let what = format!("{tasks} tasks take turns at {at}/{protocol}");
-    wait_until(Duration::from_secs(2), what, || {
+    wait_until(DOCKER, what, || {
         let seen = cluster.answers(at, protocol, 3 * tasks)?;
         ensure!(seen.len() == tasks, "seen: {seen:?}");
         Ok(Some(()))
