@@ -296,6 +296,11 @@ fn has_ended(pid: &str) -> bool {
 
 impl Drop for Engine {
     fn drop(&mut self) {
+        // Processes of plugins are in no cgroup of ours; an engine that is killed leaves them.
+        let plugins = self.docker(&["plugin", "ls", "--quiet"]);
+        for plugin in plugins.unwrap_or_default().lines() {
+            self.docker(&["plugin", "disable", "--force", plugin]).ok();
+        }
         // Killed first, so that it starts no container anew. What cannot be removed here is by the next
         // engine's start; mounts go with the last process that has them.
         drop(self.daemon.take());
