@@ -218,6 +218,11 @@ async fn the_verbs_of_a_swarm_are_followed() -> Result<()> {
         })
         .await;
     manager.docker(&["node", "demote", "n2"])?;
+    // The engine takes its time to change, and refuses questions meanwhile.
+    portolan_testbed::wait_until(SOON, "the engine says so itself", || {
+        let says = worker.docker(&["info", "-f", "{{.Swarm.ControlAvailable}}"])?;
+        Ok((says == "false").then_some(()))
+    })?;
     let is_worker = |seen: &Seen| !seen.known.as_ref().unwrap().wanted.knows_swarm;
     on_worker.until(AT_ONCE, "it is a worker", is_worker).await;
 

@@ -93,11 +93,12 @@ impl Memory {
     }
 
     /// What has to be asked time and again, as no event tells of it: whether a worker was promoted, or has
-    /// left, and whether a Swarm that is being joined is.
+    /// left, whether a manager that refuses is one still, and whether a Swarm that is being joined is.
     pub(super) fn pulse(&self) -> Option<Question> {
         let swarm = self.engine.as_ref()?.swarm.as_ref()?;
+        let refuses = || OF_SWARM.iter().any(|of| self.failing.contains_key(of));
         match swarm.state.as_str() {
-            "active" if swarm.manager => None,
+            "active" if swarm.manager => refuses().then_some(Question::Engine),
             "active" => Some(Question::Role),
             _ => Some(Question::Engine),
         }
