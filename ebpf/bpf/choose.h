@@ -19,6 +19,7 @@ struct call {
 	const struct task *client; /* if it is a task of this node */
 	__u32 ifindex;		   /* the link by which its sender is answered; a task's own */
 	__u32 sent_back;	   /* how many backends could not take it */
+	__u32 avoided;		   /* the node of a backend that did not answer it; 0 is none */
 	__u8 again;		   /* as of a flow */
 };
 
@@ -207,6 +208,12 @@ static __always_inline int is_of_tasks(const struct call *call, const struct bac
 	return network && network->mask && in_subnet(network, &call->packet->tuple.saddr);
 }
 
+/* Whether a new flow had better go elsewhere: what did not answer may be a whole node. */
+static __always_inline int is_doubtful(const struct call *call, const struct backend *backend, __u64 now)
+{
+	return backend->passed_over > now || (call->avoided && backend->node == call->avoided);
+}
+
 /* Gives a new flow a backend. If that fails, `why` says why. */
 static __always_inline int choose(const struct call *call, enum counter *why)
 {
@@ -220,7 +227,7 @@ static __always_inline int choose(const struct call *call, enum counter *why)
 		if (!pick(call, ticket, call->sent_back + try, now, &index))
 			continue;
 		struct backend *backend = bpf_map_lookup_elem(&backends, &index);
-		if (!backend || (try < LAST_TRIES && backend->passed_over > now))
+		if (!backend || (try < LAST_TRIES && is_doubtful(call, backend, now)))
 			continue;
 		if (is_of_tasks(call, backend)) {
 			*why = TO_RELAY_SOURCE;
@@ -249,6 +256,7 @@ struct search {
 	__u64 now;
 	__u32 index;
 	int found;
+	int answered;
 };
 
 static long has_flow(__u32 number, struct search *search)
@@ -275,6 +283,7 @@ static long has_flow(__u32 number, struct search *search)
 		return 0;
 	search->index = index;
 	search->found = 1;
+	search->answered = back->packets != 0;
 	return 1;
 }
 
@@ -290,6 +299,8 @@ static __always_inline int find(const struct call *call)
 		return 0;
 	return_to(&found->flow, call, index, backend, search.now);
 	turn_round(&found->flow, call, backend);
+	/* Or its backend would soon be taken for dead, as only the first answer of all is taken notice of. */
+	found->flow.answered = search.answered;
 	if (bpf_map_update_elem(&flows, &call->packet->tuple, &found->flow, BPF_ANY))
 		return 0;
 	count(RECOVERED);

@@ -10,13 +10,26 @@
 #include "too_big.h"
 #include "trace.h"
 
-/* Makes the entry of a flow's way back again if it was forgotten: a client that breaks a silence gets its answer. */
+/* Whether the client is a task of this node. */
+static __always_inline int is_for_task(const struct flow *f)
+{
+	return *(const __u32 *)f->macs || *(const __u32 *)(f->macs + 4);
+}
+
+/* A client that breaks a silence gets its answer: the entry of the flow's way back is made again if it was forgotten,
+ * and follows the node's links and routes. */
 static __noinline int keep_way_back(struct __sk_buff *skb, const struct packet *p, const struct flow *f)
 {
 	struct tuple way_back = way_back_of(p, f);
 	struct scratch *new = scratch();
-	if (!new || bpf_map_lookup_elem(&flows, &way_back))
+	if (!new)
 		return 0;
+	struct flow *kept = bpf_map_lookup_elem(&flows, &way_back);
+	if (kept) {
+		if (kept->kind == FLOW_RETURN && !is_for_task(kept))
+			kept->ifindex = way_to_client(skb, p);
+		return 0;
+	}
 	struct flow *back = &new->flow;
 	*back = *f;
 	back->kind = FLOW_RETURN;
@@ -60,12 +73,6 @@ static __always_inline int forward(struct __sk_buff *skb, const struct packet *p
 	if (f->node == ROUTED)
 		return bpf_redirect_neigh(network->ifindex, 0, 0, 0);
 	return encapsulate(skb, network, f->node);
-}
-
-/* Whether the client is a task of this node. */
-static __always_inline int is_for_task(const struct flow *f)
-{
-	return *(const __u32 *)f->macs || *(const __u32 *)(f->macs + 4);
 }
 
 /* Whether a packet came from this node, if it came by a tunnel at all. */
@@ -128,15 +135,17 @@ enum past {
 };
 
 /* Whether a packet of a flow that is known begins a new one: enum past, or 0. The old one is over, or it was never
- * answered; in that case its backend gets no new flows for a while. */
+ * answered; in that case its backend gets no new flows for a while, and this one no other of its node. */
 static __always_inline int begins_anew(const struct packet *p, struct flow *f)
 {
-	if (p->what != SEGMENT)
+	if (p->what != SEGMENT || (p->tuple.proto == IPPROTO_TCP && !is_syn(p)))
 		return 0;
+	struct scratch *room = scratch();
+	if (!room)
+		return 0;
+	room->avoided = 0;
 	if (p->tuple.proto == IPPROTO_UDP)
-		return leaves(p, f) ? NEW : 0;
-	if (!is_syn(p))
-		return 0;
+		return leaves(p, f, &room->avoided) ? NEW : 0;
 	struct tuple way_back = way_back_of(p, f);
 	struct flow *back = bpf_map_lookup_elem(&flows, &way_back);
 	if (!back)
@@ -149,6 +158,7 @@ static __always_inline int begins_anew(const struct packet *p, struct flow *f)
 		if (back->packets || now - f->created < UNANSWERED)
 			return 0;
 		failed(f->backend, now);
+		room->avoided = f->node;
 		bpf_map_delete_elem(&flows, &way_back);
 	}
 	count(RETRIED);
@@ -186,6 +196,9 @@ __noinline int begin_flow(struct __sk_buff *skb, const struct packet *p, const s
 	struct call call = {.packet = p, .frontend = frontend, .client = client, .again = past == AGAIN};
 	if (past >= SENT)
 		call.sent_back = past - SENT;
+	struct scratch *room = scratch();
+	if (room && (past == NEW || past == AGAIN))
+		call.avoided = room->avoided;
 	call.ifindex = client ? skb->ifindex : way_to_client(skb, p);
 	if (frontend->slots && p->v6 && !(frontend->flags & FRONTEND_IPV6))
 		return leave(TO_RELAY_NO_IPV6);

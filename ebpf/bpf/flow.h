@@ -9,6 +9,7 @@ struct scratch {
 	struct flow flow;
 	struct tuple way_back;
 	struct bpf_fib_lookup route;
+	__u32 avoided; /* as of a call, from where it is found out to where the call is made */
 };
 
 struct {

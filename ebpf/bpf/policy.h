@@ -71,8 +71,9 @@ static __always_inline int seems_dead(const struct flow *f, __u64 now)
 }
 
 /* Whether a client's datagram begins a new flow although one is known, which may go to another backend. The replies of
- * the backend that it leaves still reach the client, should they come: they may only be late. */
-static __always_inline int leaves(const struct packet *p, const struct flow *f)
+ * the backend that it leaves still reach the client, should they come: they may only be late. If it leaves one that seems
+ * to be dead, that one's node is to be `avoided`. */
+static __always_inline int leaves(const struct packet *p, const struct flow *f, __u32 *avoided)
 {
 	__u64 now = bpf_ktime_get_coarse_ns();
 	struct tuple way_back = way_back_of(p, f);
@@ -81,6 +82,7 @@ static __always_inline int leaves(const struct packet *p, const struct flow *f)
 	if (!seems_dead(f, now))
 		return 0;
 	failed(f->backend, now);
+	*avoided = f->node;
 	count(RETRIED);
 	return 1;
 }

@@ -127,7 +127,17 @@ fn datagrams_whose_way_there_was_forgotten_keep_their_task() {
                 .unwrap();
             assert_eq!(ends(&rig.redirected(FROM_OUTSIDE, &ask)).1, to);
         }
-        assert_eq!((rig.count("recovered"), rig.count("new_flow")), (4, 1));
+        let answered = rig.flow(CLIENT, FRONTEND, 17).unwrap().answered;
+        assert_eq!(
+            (rig.count("recovered"), rig.count("new_flow"), answered),
+            (4, 1, 0)
+        );
+        // That its task has answered is not forgotten.
+        rig.redirected(FROM_MESH, &udp(to, CLIENT, b"answer", true));
+        let there = tuple(CLIENT, FRONTEND, 17);
+        rig.plane.maps.flows.remove(&there).unwrap();
+        assert_eq!(ends(&rig.redirected(FROM_OUTSIDE, &ask)).1, to);
+        assert_eq!(rig.flow(CLIENT, FRONTEND, 17).unwrap().answered, 1);
         // After its time it is another flow.
         let back = rig.flow(to, CLIENT, 17).unwrap();
         let seen = back.seen - u64::from(back.idle_ms) * 1_000_000 - 1_000_000_000;

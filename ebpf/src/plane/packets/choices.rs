@@ -77,6 +77,73 @@ fn a_forgotten_way_back_is_made_again_by_the_way_there() {
     });
 }
 
+/// A network card may have been replaced, or a route.
+#[test]
+fn answers_follow_the_nodes_links_after_a_silence() {
+    on_rig(|rig| {
+        rig.serve(Protocol::Tcp, &[REMOTE]);
+        sent(rig, CLIENT, SYN);
+        let known = rig.flow(REMOTE, CLIENT, 6).unwrap();
+        let elsewhere = Flow {
+            ifindex: known.ifindex + 7,
+            ..known
+        };
+        rig.put(REMOTE, CLIENT, 6, elsewhere);
+        let link = |rig: &mut Rig| {
+            rig.redirected(FROM_OUTSIDE, &tcp(CLIENT, FRONTEND, ACK, &[], b"ask"));
+            rig.flow(REMOTE, CLIENT, 6).unwrap().ifindex
+        };
+        assert_eq!(link(rig), elsewhere.ifindex, "no silence");
+        let there = rig.flow(CLIENT, FRONTEND, 6).unwrap();
+        let seen = there.seen - 2_000_000_000;
+        rig.put(CLIENT, FRONTEND, 6, Flow { seen, ..there });
+        assert_eq!(link(rig), known.ifindex);
+    });
+}
+
+/// With a node all its tasks are silent, of which a client is to meet no more than one.
+#[test]
+fn who_is_not_answered_goes_to_another_node() {
+    for protocol in [Protocol::Tcp, Protocol::Udp] {
+        on_rig(|rig| {
+            let underlay = Ipv4Addr::new(10, 77, 0, 13);
+            let third = NodeId::of_name("n3");
+            rig.plane.surroundings.peers.insert(third, underlay);
+            rig.plane.write_surroundings().unwrap();
+            let mut served = spec(protocol, &FAR);
+            served.backends[0].node = third;
+            serve(rig, &served);
+            let ask = |rig: &mut Rig, port| {
+                let client = (CLIENT.0, port);
+                let packet = match protocol {
+                    Protocol::Tcp => tcp(client, FRONTEND, SYN, &[], b""),
+                    Protocol::Udp => udp(client, FRONTEND, b"ask", true),
+                };
+                ends(&rig.redirected(FROM_OUTSIDE, &packet)).1
+            };
+            // Of a service that answers nobody no silence tells anything.
+            assert_eq!(ask(rig, 1), FAR[0]);
+            let answer = match protocol {
+                Protocol::Tcp => tcp(FAR[0], (CLIENT.0, 1), SYN | ACK, &[], b""),
+                Protocol::Udp => udp(FAR[0], (CLIENT.0, 1), b"answer", true),
+            };
+            rig.redirected(FROM_MESH, &answer);
+            assert_eq!(ask(rig, 2), FAR[1]);
+            let number = if protocol == Protocol::Tcp { 6 } else { 17 };
+            let client = (CLIENT.0, 2);
+            let there = rig.flow(client, FRONTEND, number).unwrap();
+            let created = there.created - 1_000_000_000;
+            rig.put(client, FRONTEND, number, Flow { created, ..there });
+            assert_eq!(
+                ask(rig, 2),
+                FAR[0],
+                "{protocol}: not the next of the same node"
+            );
+            assert_eq!(rig.count("retried"), 1);
+        });
+    }
+}
+
 /// It was answered, so the task's RST is no refusal.
 #[test]
 fn a_connection_whose_way_back_was_made_again_may_be_reset() {

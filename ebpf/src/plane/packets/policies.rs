@@ -159,8 +159,8 @@ fn acknowledgments_do_not_keep_a_connection_from_being_idle() {
     on_rig(|rig| {
         rig.serve(Protocol::Tcp, &[REMOTE]);
         rig.redirected(FROM_OUTSIDE, &tcp(CLIENT, FRONTEND, SYN, &[], b""));
-        let hour = Duration::from_hours(1);
-        age(rig, CLIENT, FRONTEND, 6, hour);
+        let minute = Duration::from_mins(1);
+        age(rig, CLIENT, FRONTEND, 6, minute);
         let seen = rig.flow(CLIENT, FRONTEND, 6).unwrap().seen;
         rig.redirected(FROM_OUTSIDE, &tcp(CLIENT, FRONTEND, ACK, &[], b""));
         let flow = rig.flow(CLIENT, FRONTEND, 6).unwrap();
