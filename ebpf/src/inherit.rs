@@ -34,6 +34,9 @@ const MAPS: [&str; 17] = [
     "frontend_labels",
 ];
 
+/// What is known of processes' own sockets. It is there only where processes are connected by programs.
+const SOCKETS: [&str; 3] = ["tcp_dialled", "udp_dialled", "udp_chosen"];
+
 /// Copies all that is served from the pins of another build to this one's, which are new.
 ///
 /// # Errors
@@ -53,6 +56,24 @@ pub(crate) fn all(from: &Path, to: &Path) -> io::Result<()> {
 /// As for [`all`].
 pub(crate) fn flows(from: &Path, to: &Path) -> io::Result<()> {
     Copy::new(from, to, "flows")?.run()
+}
+
+/// Whether a build knows of sockets.
+pub(crate) fn knows_sockets(pins: &Path) -> bool {
+    SOCKETS.iter().all(|name| pins.join(name).exists())
+}
+
+/// Copies what is known of sockets, over what is there, if both builds know of them.
+///
+/// # Errors
+/// As for [`all`].
+pub(crate) fn sockets(from: &Path, to: &Path) -> io::Result<()> {
+    if !(knows_sockets(from) && knows_sockets(to)) {
+        return Ok(());
+    }
+    let copies = SOCKETS.iter().map(|name| Copy::new(from, to, name));
+    let copies: Vec<Copy> = copies.collect::<io::Result<_>>()?;
+    copies.iter().try_for_each(Copy::run)
 }
 
 /// The way from one map to another.

@@ -126,6 +126,7 @@ impl EbpfPlane {
             surroundings,
             &sources(&self.served, surroundings, &self.places),
             &self.pins,
+            self.predecessor.pins(),
         );
         if errors.is_empty() {
             Ok(())
@@ -196,6 +197,13 @@ impl EbpfPlane {
             path: dir.clone(),
             source,
         })
+    }
+
+    /// Whether a pin is that of a link, with which a program is attached: named by where that is, or by the call of
+    /// sockets.
+    pub fn is_link(pin: &Path) -> bool {
+        let name = pin.file_name().unwrap_or_default().to_string_lossy();
+        name.contains('-') || sockets::is_link(&name)
     }
 
     /// Detaches all programs and removes all pins; nothing of the fast path stays.

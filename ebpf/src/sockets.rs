@@ -10,13 +10,13 @@ use std::{collections::BTreeMap, error::Error, net::Ipv4Addr, path::Path};
 use aya::{Ebpf, EbpfLoader};
 
 use crate::{
-    EbpfError, SOCKETS, layout,
+    EbpfError, SOCKETS, inherit, layout,
     maps::{self, Hash, fill},
     surroundings::Surroundings,
 };
 
 pub use cgroup::cgroup2_root;
-pub(crate) use links::pins;
+pub(crate) use links::{is_link, pins};
 
 const NO_CGROUP: &str = "no cgroup2 is mounted: mount -t cgroup2 cgroup2 /sys/fs/cgroup/unified";
 
@@ -35,15 +35,16 @@ struct Loaded {
 
 impl Sockets {
     /// Has the programs on the cgroup of the surroundings, or on none. `sources` are the addresses to connect from, by
-    /// the network's place; `pins` has the maps and the links.
+    /// the network's place; `pins` has the maps and the links. What a `predecessor` with other layouts knew is copied.
     pub(crate) fn settle(
         &mut self,
         around: &Surroundings,
         sources: &BTreeMap<u32, &[Ipv4Addr]>,
         pins: &Path,
+        predecessor: Option<&Path>,
     ) {
         let done = match &around.cgroup {
-            Some(cgroup) => self.attach(cgroup, sources, pins),
+            Some(cgroup) => self.attach(cgroup, sources, pins, predecessor),
             None => self.detach(pins),
         };
         self.lost = match done {
@@ -68,10 +69,11 @@ impl Sockets {
         cgroup: &Path,
         sources: &BTreeMap<u32, &[Ipv4Addr]>,
         pins: &Path,
+        predecessor: Option<&Path>,
     ) -> Result<(), EbpfError> {
         let loaded = match self.loaded.take() {
             Some(loaded) => loaded,
-            None => Loaded::new(pins)?,
+            None => Loaded::new(pins, predecessor)?,
         };
         let loaded = self.loaded.insert(loaded);
         let sources = sources.iter().map(|(network, ips)| (*network, listed(ips)));
@@ -82,7 +84,8 @@ impl Sockets {
 
 impl Loaded {
     /// Loads the programs. The maps say to which network namespace they belong.
-    fn new(pins: &Path) -> Result<Self, EbpfError> {
+    fn new(pins: &Path, predecessor: Option<&Path>) -> Result<Self, EbpfError> {
+        let is_new = !inherit::knows_sockets(pins);
         let mut object = EbpfLoader::new()
             .default_map_pin_directory(pins)
             .load(SOCKETS)
@@ -92,6 +95,12 @@ impl Loaded {
             program
                 .load()
                 .map_err(|source| links::refused("load", hook, source))?;
+        }
+        if let Some(from) = predecessor.filter(|_| is_new) {
+            inherit::sockets(from, pins).map_err(|source| EbpfError::Pins {
+                path: from.to_owned(),
+                source,
+            })?;
         }
         let sources = maps::take(&mut object, "sources")?;
         Ok(Self { object, sources })

@@ -42,6 +42,16 @@ pub enum Predecessor {
     TooDifferent(String),
 }
 
+impl Predecessor {
+    /// Where its maps are pinned, if they mean the same.
+    pub(super) fn pins(&self) -> Option<&Path> {
+        match self {
+            Self::Inherited(pins) => Some(pins),
+            Self::None | Self::TooDifferent(_) => None,
+        }
+    }
+}
+
 impl Default for OpenOptions {
     fn default() -> Self {
         Self {
@@ -145,19 +155,21 @@ impl EbpfPlane {
         &self.predecessor
     }
 
-    /// Takes over the flows that the predecessor's programs have begun since, or ended. To be called while they are
-    /// still attached, and once more when they are not.
+    /// Takes over the flows that the predecessor's programs have begun since, or ended, and those of processes' own
+    /// sockets. To be called while they are still attached, and once more when they are not.
     ///
     /// # Errors
     /// The maps cannot be read or written; the flows that there were are kept.
     pub fn catch_up(&self) -> Result<(), EbpfError> {
-        let Predecessor::Inherited(from) = &self.predecessor else {
+        let Some(from) = self.predecessor.pins() else {
             return Ok(());
         };
-        inherit::flows(from, &self.pins).map_err(|source| EbpfError::Pins {
-            path: from.clone(),
-            source,
-        })
+        inherit::flows(from, &self.pins)
+            .and_then(|()| inherit::sockets(from, &self.pins))
+            .map_err(|source| EbpfError::Pins {
+                path: from.to_owned(),
+                source,
+            })
     }
 }
 

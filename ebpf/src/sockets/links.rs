@@ -40,6 +40,12 @@ pub(super) fn program<'a>(
         .ok_or(EbpfError::Incomplete(hook))
 }
 
+/// Whether a pin is one of these links.
+pub(crate) fn is_link(pin: &str) -> bool {
+    let hook = pin.strip_suffix(NEW).unwrap_or(pin);
+    HOOKS.iter().any(|(name, _)| *name == hook)
+}
+
 /// The pins of links that are there; of those that change addresses first.
 pub(crate) fn pins(dir: &Path) -> Vec<PathBuf> {
     let hooks = HOOKS.iter().rev();

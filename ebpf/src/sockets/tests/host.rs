@@ -2,9 +2,9 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io,
+    fs, io,
     net::{Ipv4Addr, TcpListener, UdpSocket},
-    path::Path,
+    path::{Path, PathBuf},
     process::Command,
     sync::Arc,
     thread,
@@ -19,7 +19,7 @@ use rustix::{
 };
 
 use super::PORT;
-use crate::{EbpfPlane, Mesh, OpenOptions, Surroundings, TaskLink};
+use crate::{EbpfPlane, Mesh, OpenOptions, Predecessor, Surroundings, TaskLink};
 
 pub(super) const TASKS: [Ipv4Addr; 2] =
     [Ipv4Addr::new(10, 208, 1, 2), Ipv4Addr::new(10, 208, 1, 3)];
@@ -33,6 +33,7 @@ pub(super) const OWN6: &str = "fd00::11";
 pub(super) struct Host {
     pub(super) plane: EbpfPlane,
     pub(super) around: Surroundings,
+    pins: PathBuf,
 }
 
 /// Runs a test on a thread with namespaces of its own, where the hooks are attached.
@@ -47,7 +48,7 @@ pub(super) fn on_host(test: impl FnOnce(&mut Host) + Send) {
         .unwrap();
         let (bpf, cgroup) = (dir.path().join("bpf"), dir.path().join("cgroup"));
         for (kind, at) in [("bpf", &bpf), ("cgroup2", &cgroup)] {
-            std::fs::create_dir(at).unwrap();
+            fs::create_dir(at).unwrap();
             mount(kind, at, kind, MountFlags::empty(), None).unwrap();
         }
         ip("link set lo up");
@@ -105,15 +106,34 @@ impl Host {
             ..Surroundings::default()
         };
         let mut host = Self {
-            plane: EbpfPlane::open(&OpenOptions {
-                pins: pins.to_owned(),
-                flows: 1024,
-            })
-            .unwrap(),
+            plane: open(pins),
             around,
+            pins: pins.to_owned(),
         };
         host.surround();
         host
+    }
+
+    /// Has a build with another layout of the maps follow, whose programs take over.
+    pub(super) fn follow(&mut self) {
+        let before = EbpfPlane::pins(&self.pins).unwrap();
+        let before = before.first().unwrap().parent().unwrap().to_owned();
+        let other = self.pins.join("other");
+        fs::rename(before, &other).unwrap();
+        self.plane = open(&self.pins);
+        assert_eq!(
+            *self.plane.predecessor(),
+            Predecessor::Inherited(other.clone())
+        );
+        self.surround();
+        for pin in fs::read_dir(&other).unwrap() {
+            let pin = pin.unwrap().path();
+            if EbpfPlane::is_link(&pin) {
+                fs::remove_file(pin).unwrap();
+            }
+        }
+        self.plane.catch_up().unwrap();
+        fs::remove_dir_all(other).unwrap();
     }
 
     pub(super) fn surround(&mut self) {
@@ -164,6 +184,14 @@ impl Host {
             .unwrap()
             .1
     }
+}
+
+fn open(pins: &Path) -> EbpfPlane {
+    EbpfPlane::open(&OpenOptions {
+        pins: pins.to_owned(),
+        flows: 1024,
+    })
+    .unwrap()
 }
 
 /// A task's TCP server.

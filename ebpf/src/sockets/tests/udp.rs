@@ -67,6 +67,21 @@ fn replies_come_from_the_address_that_was_asked() {
 }
 
 #[test]
+fn sockets_stay_with_their_tasks_in_a_build_with_other_layouts() {
+    on_host(|host| {
+        let servers = tasks();
+        host.serve(Protocol::Udp, &TASKS);
+        let clients: Vec<_> = (0..4).map(|_| udp("0.0.0.0", 0)).collect();
+        let ask = |client| ask(client, FRONTEND, &servers);
+        let before: Vec<_> = clients.iter().map(ask).collect();
+        host.follow();
+        // From the last to the first, for whom it would be another's turn.
+        let after: Vec<_> = clients.iter().rev().map(ask).collect();
+        assert!(after.iter().rev().eq(&before), "{before:?}, {after:?}");
+    });
+}
+
+#[test]
 fn a_socket_stays_with_its_task_and_others_take_turns() {
     on_host(|host| {
         let servers = tasks();

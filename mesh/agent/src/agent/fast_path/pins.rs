@@ -42,20 +42,19 @@ pub(super) fn remove_other_layouts(dir: &Path, plane: &EbpfPlane) -> Result<(), 
     let current = pins.first().and_then(|pin| pin.parent());
     let caught_up = || plane.catch_up().map_err(|e| with_causes(&e));
     caught_up()?;
-    remove_pins(dir, current, is_link).map_err(|e| format!("{e:#}"))?;
+    remove_pins(dir, current, EbpfPlane::is_link).map_err(|e| format!("{e:#}"))?;
     let last = caught_up();
     last.and(remove_layouts(dir, current).map_err(|e| format!("{e:#}")))
 }
 
-/// The names of all pins of this build's layout: `v1/flows`. Links, which end in where they are attached, say more
-/// than maps, and come first.
+/// The names of all pins of this build's layout: `v1/flows`. Links, which say where programs are attached, come first.
 pub(super) fn names(dir: &Path) -> Vec<String> {
     let pins = EbpfPlane::pins(dir).unwrap_or_default();
     let mut names: Vec<String> = pins
         .iter()
         .filter_map(|pin| Some(pin.strip_prefix(dir).ok()?.display().to_string()))
         .collect();
-    names.sort_by_key(|name| (!name.contains('-'), name.clone()));
+    names.sort_by_key(|name| (!EbpfPlane::is_link(Path::new(name)), name.clone()));
     names
 }
 
@@ -126,12 +125,6 @@ fn layouts(dir: &Path, but: Option<&Path>) -> Result<Vec<PathBuf>> {
         }
     }
     Ok(layouts)
-}
-
-/// Whether a pin is that of a link: it ends in where it is attached.
-fn is_link(pin: &Path) -> bool {
-    pin.file_name()
-        .is_some_and(|name| name.to_string_lossy().contains('-'))
 }
 
 #[cfg(test)]
