@@ -37,6 +37,8 @@ pub struct Options {
     pub mtu: u32,
     /// Further arguments of every `portolan agent`.
     pub args: Vec<String>,
+    /// A program that starts every agent, with its arguments; none if empty.
+    pub under: Vec<String>,
 }
 
 impl Options {
@@ -48,6 +50,7 @@ impl Options {
             plane: Plane::Relay,
             mtu: 1500,
             args: Vec::new(),
+            under: Vec::new(),
         }
     }
 
@@ -69,6 +72,13 @@ impl Options {
     #[must_use]
     pub fn mtu(mut self, mtu: u32) -> Self {
         self.mtu = mtu;
+        self
+    }
+
+    /// With every agent started by a program, which is given the agent's command line after these words.
+    #[must_use]
+    pub fn under(mut self, words: Vec<String>) -> Self {
+        self.under = words;
         self
     }
 
@@ -233,7 +243,15 @@ impl Cluster {
 
     /// Starts a node's agent with further arguments.
     pub fn start_agent_with(&mut self, node: usize, args: &[&str]) -> Result<()> {
-        let mut command = self.members[node].machine.command(&binary()?);
+        let machine = &self.members[node].machine;
+        let mut command = match self.options.under.split_first() {
+            None => machine.command(&binary()?),
+            Some((program, words)) => {
+                let mut command = machine.command(program.as_ref());
+                command.args(words).arg(binary()?);
+                command
+            }
+        };
         command
             .arg("agent")
             .arg("--key-file")
