@@ -1,10 +1,13 @@
 //! Portolan as a global service of a Swarm, from its image and its stack file, as docs/swarm.md says.
 
+#![expect(clippy::indexing_slicing, reason = "a test of missing JSON has failed")]
+
 use std::{path::Path, process::Command, time::Duration};
 
 use anyhow::{Result, ensure};
-use portolan_e2e::{Cluster, Machines, Options, Plane};
+use portolan_e2e::{Cluster, Machines, Options, Plane, stream::PacedStream};
 use portolan_testbed::{Load, LoadOptions, Protocol, Report, binary, output_within, wait_until};
+use serde_json::Value;
 
 /// How long Docker may take to do what it is told.
 const DOCKER: Duration = Duration::from_secs(50);
@@ -68,6 +71,19 @@ fn is_well(cluster: &Cluster, node: usize, image: &str) -> Result<Option<()>> {
     Ok(Some(()))
 }
 
+/// That the agent on a node has a published port on the fast path, with a task to lead to.
+fn is_carried(cluster: &Cluster, node: usize, image: &str, port: u16) -> Result<Option<()>> {
+    let Some(agent) = agent(cluster, node, image)? else {
+        return Ok(None);
+    };
+    let status = format!("exec {agent} portolan status --format json");
+    let status: Value = serde_json::from_str(&cluster.docker(node, &status)?)?;
+    let mut rows = status["ports"].as_array().into_iter().flatten();
+    let row = rows.find(|row| row["frontend"] == format!("*:{port}/tcp"));
+    let carried = row.is_some_and(|row| row["plane"] == "ebpf" && row["active"] == 1);
+    Ok(carried.then_some(()))
+}
+
 #[test]
 fn a_global_service_publishes_and_is_upgraded_under_load() -> Result<()> {
     let cluster = machines()?;
@@ -93,6 +109,18 @@ fn a_global_service_publishes_and_is_upgraded_under_load() -> Result<()> {
         })?;
     }
 
+    // A long connection by each node, to one task and so by the tunnel from at least two of them.
+    cluster.docker(
+        0,
+        "service create -d -q --no-resolve-image --name echo -p 9000:90 web:blue nc -ll -p 90 -e cat",
+    )?;
+    let streams = (0..cluster.len()).map(|node| {
+        wait_until(DOCKER, "the fast path carries echo", || {
+            is_carried(&cluster, node, "portolan:0.1.0", 9000)
+        })?;
+        PacedStream::start(&cluster.client, cluster.node(node).at(9000))
+    });
+    let streams: Vec<PacedStream> = streams.collect::<Result<_>>()?;
     let loads = (0..cluster.len()).map(|node| {
         let at = cluster.node(node).at(8080);
         cluster.load_path(at, "/page", LoadOptions::per_second(30))
@@ -106,6 +134,10 @@ fn a_global_service_publishes_and_is_upgraded_under_load() -> Result<()> {
         wait_until(DOCKER, "the next agent is well", || {
             is_well(&cluster, node, "portolan:next")
         })?;
+    }
+    for stream in streams {
+        stream.goes_on(20)?;
+        stream.stop()?;
     }
     for load in loads {
         load.stop().and_then(Report::without_failures)?;
