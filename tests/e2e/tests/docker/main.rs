@@ -12,6 +12,7 @@ mod plain;
 mod removal;
 mod stacks;
 mod tasks_end;
+mod timing;
 mod updates;
 mod verbs;
 mod web;
