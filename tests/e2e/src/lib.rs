@@ -17,5 +17,5 @@ mod plane;
 pub mod stream;
 
 pub use cluster::{Cluster, HTTP_PORT, Machines, Options, PATIENCE, Task};
-pub use kernel::kernel;
+pub use kernel::{Bpf, kernel};
 pub use plane::Plane;

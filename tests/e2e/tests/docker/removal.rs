@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use portolan_e2e::{Cluster, Machines, Options, Plane, answers::refused, kernel, on_both_planes};
+use portolan_e2e::{
+    Bpf, Cluster, Machines, Options, Plane, answers::refused, kernel, on_both_planes,
+};
 use portolan_testbed::{output_within, wait_until};
 
 use crate::answered::{DOCKER, by_all_nodes};
@@ -42,10 +44,23 @@ fn nothing_is_left_on_nodes_and_in_containers(plane: Plane) -> Result<()> {
         ensure!(!same, "{name}: there was nothing to clean");
     }
 
+    let mut loaded = Vec::new();
+    for node in 0..2 {
+        let bpf = Bpf::of(cluster.agent(node)?.pid())?;
+        ensure!(bpf.is_empty() == (plane == Plane::Relay), "{bpf:?}");
+        loaded.extend(bpf);
+    }
     for node in 0..2 {
         cluster.cli(node, &["leave", "--clean"])?;
         cluster.agent(node)?.wait(Duration::from_secs(10))?;
     }
+    // Programs on links and on the cgroups of the machine, which other tests have theirs on too.
+    wait_until(DOCKER, "its programs and maps are gone", || {
+        for object in &loaded {
+            ensure!(!object.is_loaded()?, "{object:?} is there");
+        }
+        Ok(Some(()))
+    })?;
     for ((name, before), (_, after)) in before.iter().zip(&held(&cluster, &containers)?) {
         for (before, after) in before.iter().zip(after) {
             ensure!(
