@@ -2,8 +2,8 @@
 //! more than it; it has no dependency.
 //!
 //! It answers HTTP and datagrams on port 80 with its host name, who asks, and the page that is in its environment; at
-//! `/page` the page comes first. `/hits` counts in the redis that it finds by name. Told to end by SIGTERM it goes on answering for a second,
-//! as a program that ends in order does.
+//! `/page` the page comes first. `/hits` counts in the redis that it finds by that name, `/hits/NAME` by another. Told to
+//! end by SIGTERM it goes on answering for a second, as a program that ends in order does.
 //!
 //! | in the environment | means |
 //! |---|---|
@@ -85,13 +85,14 @@ fn answer(mut stream: &TcpStream) -> Option<()> {
                 break;
             }
         }
-        let (status, body) = match request.split(' ').nth(1)? {
-            "/hits" => match hit() {
-                Ok(count) => ("200 OK", format!("hits: {count}\n")),
+        let path = request.split(' ').nth(1)?;
+        let (status, body) = match path.strip_prefix("/hits") {
+            Some(name) => match hit(name.trim_start_matches('/')) {
+                Ok(count) => ("200 OK", format!("hits: {count}\n") + &who(client)),
                 Err(error) => ("503 Service Unavailable", format!("redis: {error}\n")),
             },
-            "/page" => ("200 OK", page() + &who(client)),
-            _ => ("200 OK", who(client) + &page()),
+            None if path == "/page" => ("200 OK", page() + &who(client)),
+            None => ("200 OK", who(client) + &page()),
         };
         let length = body.len();
         write!(
@@ -115,10 +116,11 @@ fn page() -> String {
     format!("page: {page}\n")
 }
 
-/// Counts one up in redis, in its own protocol.
-fn hit() -> Result<u64, String> {
+/// Counts one up in the redis of this name, in its own protocol.
+fn hit(name: &str) -> Result<u64, String> {
+    let name = if name.is_empty() { "redis" } else { name };
     let count = || -> std::io::Result<String> {
-        let mut redis = TcpStream::connect("redis:6379")?;
+        let mut redis = TcpStream::connect((name, 6379))?;
         redis.set_read_timeout(Some(Duration::from_secs(2)))?;
         redis.write_all(b"INCR hits\r\n")?;
         let mut answer = Vec::new();

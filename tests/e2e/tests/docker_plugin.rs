@@ -1,11 +1,19 @@
 //! Docker networks by the network plugin, as users type it: addresses from Docker's IPAM, names from its DNS, and
 //! everything else ours.
 
-use std::{fs, path::Path, process::Command, time::Duration};
+#![expect(clippy::indexing_slicing, reason = "a test of missing JSON has failed")]
+
+use std::{collections::BTreeSet, fs, path::Path, process::Command, time::Duration};
 
 use anyhow::{Context, Result, ensure};
-use portolan_e2e::{Cluster, Machines, Options, Plane};
-use portolan_testbed::{Engine, binary, output_within, wait_until};
+use portolan_e2e::{Cluster, Machines, Options, Plane, on_both_planes};
+use portolan_testbed::{Engine, Protocol, binary, http_get, output_within, wait_until};
+use serde_json::Value;
+
+on_both_planes! {
+    a_network_of_the_swarm,
+    a_stack_on_a_network_of_the_plugin,
+}
 
 /// How long Docker may take to do what it is told.
 const DOCKER: Duration = Duration::from_secs(40);
@@ -81,6 +89,15 @@ fn client(cluster: &Cluster, node: usize, network: &str) -> Result<()> {
     cluster.docker(node, &line).map(drop)
 }
 
+/// That a container's first program finds its interface and its address.
+fn is_there_first(cluster: &Cluster, node: usize) -> Result<()> {
+    let image = Engine::IMAGE;
+    let line = format!("run --rm --network shop {image} ip -o addr show up");
+    let shown = cluster.docker(node, &line)?;
+    ensure!(shown.contains("inet 10.10.3."), "n{}: {shown}", node + 1);
+    Ok(())
+}
+
 fn pings(cluster: &Cluster, node: usize, to: &str) -> Result<()> {
     let pings = cluster.docker(node, &format!("exec from{node} ping -c1 -W2 {to}"));
     pings.map(drop)
@@ -143,6 +160,7 @@ fn a_network_of_the_swarm(plane: Plane) -> Result<()> {
     )?;
     for node in 0..cluster.len() {
         client(&cluster, node, "shop")?;
+        is_there_first(&cluster, node)?;
     }
     wait_until(DOCKER, "every task is reached from everywhere", || {
         all_reach_all(&cluster)?;
@@ -197,14 +215,84 @@ fn nothing_left(cluster: &Cluster) -> Result<()> {
     })
 }
 
-#[test]
-fn a_network_of_the_swarm_by_the_fast_path() -> Result<()> {
-    a_network_of_the_swarm(Plane::Ebpf)
+/// Web finds redis by its name and by an alias, which both lead to its virtual address, as is the default.
+const SHOP: &str = "
+version: '3.8'
+services:
+  web:
+    image: web:blue
+    ports: ['8080:80']
+    networks: [back]
+    deploy: {mode: global}
+  redis:
+    image: redis:7
+    networks:
+      back: {aliases: [store]}
+networks:
+  back:
+    driver: portolan:latest
+    ipam: {config: [{subnet: 10.10.3.0/24}]}
+";
+
+fn a_stack_on_a_network_of_the_plugin(plane: Plane) -> Result<()> {
+    let cluster = start("st", Machines::Swarm, 3, plane)?;
+    let file = cluster.file(0, "shop.yml");
+    fs::write(&file, SHOP)?;
+    cluster.docker(0, &format!("stack deploy -c {} shop", file.display()))?;
+    // Up to 20 s pass until a manager knows of a worker's new plugin, and gives it tasks.
+    let placed = |rows: &Value| {
+        let mut rows = rows.as_array().into_iter().flatten();
+        rows.any(|row| row["name"] == "shop_web" && row["tasks"] == 3)
+    };
+    cluster.wait_within(DOCKER, 0, "a task on each node", &["services"], placed)?;
+    cluster.wait_served("shop_web", 3)?;
+    let mut counted = wait_until(DOCKER, "redis counts", || {
+        hit(&cluster, 0, "redis").map(|(count, _)| Some(count))
+    })?;
+    // Of each node's round, every task by every name.
+    let mut askers = BTreeSet::new();
+    for name in ["redis", "store"] {
+        for node in [0, 1, 2].repeat(cluster.len()) {
+            let (count, asker) = hit(&cluster, node, name)?;
+            ensure!(count == counted + 1, "{name}: {count} after {counted}");
+            counted = count;
+            askers.insert((name, asker));
+        }
+    }
+    ensure!(askers.len() == 2 * cluster.len(), "{askers:?}");
+    // It is the virtual address that the names lead to, and not the task's.
+    let vips = "service inspect shop_redis --format {{range.Endpoint.VirtualIPs}}{{.Addr}},{{end}}";
+    let vips = cluster.docker(0, vips)?;
+    let web = cluster.docker(1, "ps -q --filter name=shop_web")?;
+    for name in ["redis", "store"] {
+        let looked = cluster.try_docker(1, &format!("exec {web} nslookup {name}"))?;
+        let vip = looked.stdout.lines().find_map(|line| {
+            let address = line.strip_prefix("Address: ")?.trim();
+            address.starts_with("10.10.3.").then_some(address)
+        });
+        let vip = vip.with_context(|| format!("{name}: {}", looked.stdout))?;
+        ensure!(vips.contains(&format!("{vip}/")), "{name}: {vip} of {vips}");
+    }
+    // Published by every node; by the fast path the tasks see the client itself, which is checked with each answer.
+    for node in 0..cluster.len() {
+        let at = cluster.node(node).at(8080);
+        let seen = cluster.answers(at, Protocol::Tcp, cluster.len())?;
+        ensure!(seen.len() == cluster.len(), "{at}: {seen:?}");
+    }
+    cluster.docker(0, "stack rm shop")?;
+    nothing_left(&cluster)
 }
 
-#[test]
-fn a_network_of_the_swarm_by_the_relay() -> Result<()> {
-    a_network_of_the_swarm(Plane::Relay)
+/// Makes a hit on a node, counted in the redis of a name: how many there were, and which task it was.
+fn hit(cluster: &Cluster, node: usize, name: &str) -> Result<(u64, String)> {
+    let at = format!("{}/hits/{name}", cluster.node(node).at(8080));
+    let answer = http_get(&cluster.client, &at)?;
+    let mut lines = answer.body.lines();
+    let count = lines.next().and_then(|line| line.strip_prefix("hits: "));
+    let count = count
+        .with_context(|| format!("{at}: {answer:?}"))?
+        .parse()?;
+    Ok((count, lines.next().unwrap_or_default().to_owned()))
 }
 
 #[test]
@@ -219,6 +307,7 @@ fn a_network_of_engines_without_a_swarm() -> Result<()> {
             ),
         )?;
         client(&cluster, node, "shop")?;
+        is_there_first(&cluster, node)?;
     }
     let address = |node: usize| {
         cluster.docker(
@@ -242,6 +331,10 @@ fn a_network_of_engines_without_a_swarm() -> Result<()> {
         Ok(())
     };
     let create = "network create -d portolan:latest";
+    refused(
+        "network create -d portolan --subnet 10.10.4.0/24 wrong",
+        "could not resolve driver portolan",
+    )?;
     refused(
         &format!("{create} --subnet 10.208.0.0/16 wrong"),
         "of network ingress",
