@@ -322,20 +322,23 @@ fn an_upgrade_in_place_is_noticed_by_no_flow_and_no_member() -> Result<()> {
         ensure!(cluster.agent(node)?.pid() == pid, "it is another process");
         stream.goes_on(20)?;
     }
+    // And it ends as well, for whoever starts the next one.
+    for node in 0..2 {
+        cluster.agent(node)?.signal(Signal::QUIT)?;
+        cluster.agent(node)?.wait(Duration::from_secs(5))?;
+        stream.goes_on(20)?;
+        is_seen_itself(&cluster, 0)?;
+        cluster.start_agent(node)?;
+        cluster.wait_ready()?;
+        stream.goes_on(20)?;
+    }
     let report = load.stop()?;
     ensure!(
         report.requests > 0 && report.failures.is_empty(),
         "{report}"
     );
     stream.stop()?;
-    // And it ends as well, for whoever starts the next one.
-    cluster.agent(0)?.signal(Signal::QUIT)?;
-    cluster.agent(0)?.wait(Duration::from_secs(5))?;
-    let mut held = connect(&cluster.client, cluster.node(0).at(9000))?;
-    echo(&mut held, b"no agent")?;
-    cluster.start_agent(0)?;
-    cluster.wait_ready()?;
-    echo(&mut held, b"another agent")
+    Ok(())
 }
 
 #[test]
