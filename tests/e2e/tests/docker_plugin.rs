@@ -1,8 +1,6 @@
 //! Docker networks by the network plugin, as users type it: addresses from Docker's IPAM, names from its DNS, and
 //! everything else ours.
 
-#![expect(clippy::indexing_slicing, reason = "a test of missing JSON has failed")]
-
 use std::{collections::BTreeSet, fs, path::Path, process::Command, time::Duration};
 
 use anyhow::{Context, Result, ensure};
@@ -235,7 +233,7 @@ networks:
 ";
 
 fn a_stack_on_a_network_of_the_plugin(plane: Plane) -> Result<()> {
-    let cluster = start("st", Machines::Swarm, 3, plane)?;
+    let mut cluster = start("st", Machines::Swarm, 3, plane)?;
     let file = cluster.file(0, "shop.yml");
     fs::write(&file, SHOP)?;
     cluster.docker(0, &format!("stack deploy -c {} shop", file.display()))?;
@@ -279,8 +277,36 @@ fn a_stack_on_a_network_of_the_plugin(plane: Plane) -> Result<()> {
         let seen = cluster.answers(at, Protocol::Tcp, cluster.len())?;
         ensure!(seen.len() == cluster.len(), "{at}: {seen:?}");
     }
+    hits_go_on_after(&mut cluster, "the plugin", |cluster| {
+        cluster.docker(1, "plugin disable -f portolan:latest")?;
+        cluster.docker(1, "plugin enable portolan:latest")?;
+        Ok(())
+    })?;
+    hits_go_on_after(&mut cluster, "the engine", |cluster| {
+        cluster.engine_mut(1)?.stop()?;
+        cluster.engine_mut(1)?.start_again()
+    })?;
     cluster.docker(0, "stack rm shop")?;
     nothing_left(&cluster)
+}
+
+/// That all tasks count again after a restart of something on n2, which may have taken redis along with its count.
+fn hits_go_on_after(
+    cluster: &mut Cluster,
+    what: &str,
+    restart: impl Fn(&mut Cluster) -> Result<()>,
+) -> Result<()> {
+    restart(cluster)?;
+    cluster.wait_served("shop_web", 3)?;
+    wait_until(DOCKER, format!("all count again after {what}"), || {
+        let mut askers = BTreeSet::new();
+        for node in [0, 1, 2].repeat(cluster.len()) {
+            askers.insert(hit(cluster, node, "redis")?.1);
+        }
+        ensure!(askers.len() == cluster.len(), "{askers:?}");
+        Ok(Some(()))
+    })?;
+    Ok(())
 }
 
 /// Makes a hit on a node, counted in the redis of a name: how many there were, and which task it was.
