@@ -115,6 +115,15 @@ bench: root ## Measure Portolan and its peers side by side, into bench/results; 
 	@.ci/deps build demo bench
 	@$(CARGO) build --locked --release -p portolan-agent -p portolan-bench
 	$(or $(CARGO_TARGET_DIR),target)/release/portolan-bench $(ARGS)
+	@[ -n '$(ARGS)' ] || $(MAKE) --no-print-directory bench-scale
+
+# The name of this machine in what is measured.
+MACHINE ?= $(shell hostname)
+.PHONY: bench-scale
+bench-scale: root ## Measure the fast path with 10,000 services, into bench/results; `make bench` does it too
+	@.ci/deps build demo
+	@page=bench/results/$$(date -u +%F)-scale-$(MACHINE).md; \
+	    $(CARGO) bench --locked -p portolan-ebpf --bench scale >"$$page.part" && mv "$$page.part" "$$page" && cat "$$page"
 
 .PHONY: clean
 clean: ## Remove what was built
