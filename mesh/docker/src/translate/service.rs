@@ -94,9 +94,14 @@ fn ports(
     complain: &mut dyn FnMut(&str, &str, &str),
 ) -> (Vec<PublishedPort>, Vec<PublishedPort>) {
     let (mut ours, mut dockers) = (Vec::new(), Vec::new());
+    // Of the same target may be one that is asked for by its number.
+    let assigned = swarm.assigned.iter();
+    let mut chosen: Vec<&SwarmPort> = assigned
+        .filter(|port| !swarm.ports.contains(port))
+        .collect();
     for port in &swarm.ports {
         // Until the Swarm has assigned one, which it tells by another version of the service, there is none.
-        let Some(published) = published(port, &swarm.assigned) else {
+        let Some(published) = published(port, &mut chosen) else {
             continue;
         };
         let text = format!("{published}:{}/{}", port.target, port.protocol);
@@ -116,14 +121,16 @@ fn ports(
     (ranges(ours), ranges(dockers))
 }
 
-fn published(port: &SwarmPort, assigned: &[SwarmPort]) -> Option<u16> {
+/// The outside port. One that the Swarm has chosen is taken out of those that are left.
+fn published(port: &SwarmPort, chosen: &mut Vec<&SwarmPort>) -> Option<u16> {
     if port.published > 0 {
         return Some(port.published);
     }
     let same = |other: &&SwarmPort| {
         (other.target, &other.protocol, other.host) == (port.target, &port.protocol, port.host)
     };
-    let assigned = assigned.iter().find(same)?.published;
+    let at = chosen.iter().position(same)?;
+    let assigned = chosen.remove(at).published;
     (assigned > 0).then_some(assigned)
 }
 

@@ -110,6 +110,17 @@ fn every_change_of_a_service_has_a_greater_version_with_room_for_what_the_agent_
 }
 
 #[test]
+fn ports_of_one_target_are_each_served() {
+    let mut engine = manager();
+    let web = service(&mut engine, "web");
+    let port = |published: u16| json!({"Protocol": "tcp", "TargetPort": 80, "PublishedPort": published, "PublishMode": "ingress"});
+    web["Spec"]["EndpointSpec"]["Ports"] = json!([port(0), port(8080), port(0)]);
+    web["Endpoint"]["Ports"] = json!([port(8080), port(30_001), port(30_002)]);
+    let all = "web 8080:80/tcp 30001:80/tcp 30002:80/tcp Vip\n";
+    assert!(services(&wanted(&engine)).contains(all));
+}
+
+#[test]
 fn a_port_that_the_swarm_chooses_is_served_once_it_is_chosen() {
     let mut engine = manager();
     let web = service(&mut engine, "web");
