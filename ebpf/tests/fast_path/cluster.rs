@@ -287,7 +287,7 @@ impl Cluster {
             "via",
             &gateway.to_string(),
             "dev",
-            "eth0",
+            "pt0",
             "table",
             "100",
         ])?;

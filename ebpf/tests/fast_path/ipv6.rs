@@ -163,7 +163,7 @@ fn senders_learn_the_size_that_fits_the_tunnel() -> Result<()> {
     let ip = TASKS[1].1.parse()?;
     let link = cluster.threads[1].run(move |inside| inside.surroundings.tasks[&ip].link.clone());
     cluster.nodes[1].run(["ip", "link", "set", &link, "mtu", "1400"])?;
-    task.run(["ip", "link", "set", "eth0", "mtu", "1400"])?;
+    task.run(["ip", "link", "set", "pt0", "mtu", "1400"])?;
     here.send_to(&[3; 1340], from)?;
     // Its kernel keeps no size for a way that a rule of ports leads; it hears of it, and connections heed it.
     wait_until(Duration::from_secs(5), "the task is told the size", || {

@@ -135,7 +135,7 @@ fn senders_learn_the_size_that_fits_the_tunnel() -> Result<()> {
     let ip = "10.208.2.2".parse()?;
     let link = cluster.threads[1].run(move |inside| inside.surroundings.tasks[&ip].link.clone());
     cluster.nodes[1].run(["ip", "link", "set", &link, "mtu", "1400"])?;
-    task.run(["ip", "link", "set", "eth0", "mtu", "1400"])?;
+    task.run(["ip", "link", "set", "pt0", "mtu", "1400"])?;
     here.send_to(&[3; 1360], from)?;
     learns(&task, &from.ip().to_string(), &["from", "10.208.2.2"])?;
     here.send_to(&[4; 1322], from)?;

@@ -2,8 +2,9 @@
 //!
 //! On each network a task has a veth pair. The node's end is a port of the network's bridge, and its
 //! alias names the task: so attachments are found again after a restart without a file. The other end
-//! is born in the task's namespace, as `eth0` if that is free. It has the subnet's prefix, but only the
-//! gateway is on the link; the rest of the subnet is behind it, other nodes and this one alike.
+//! is born in the task's namespace, under a name that nobody else gives: Docker counts its own `eth0`, `eth1` and so
+//! on, and could not name the next link of the container if that was taken. It has the subnet's prefix, but only
+//! the gateway is on the link; the rest of the subnet is behind it, other nodes and this one alike.
 
 use std::{collections::BTreeSet, fmt, net::Ipv4Addr, os::fd::AsFd};
 
@@ -287,12 +288,12 @@ pub(crate) fn finish_host_end(
     Ok(())
 }
 
-/// The first of eth0, eth1, ... that is free.
+/// The first name for a link in a task that is free there.
 fn free_name(links: &[Link]) -> String {
     (0..=links.len())
-        .map(|number| format!("eth{number}"))
+        .map(names::task_end)
         .find(|name| links.iter().all(|link| link.name != *name))
-        .unwrap_or_else(|| "eth0".to_owned())
+        .unwrap_or_else(|| names::task_end(0))
 }
 
 /// Removes all links of a task. One that is gone already is fine.

@@ -5,7 +5,8 @@
 //! | bridge of a network | `ptbr<vni>` |
 //! | VXLAN link of a network | `ptvx<vni>` |
 //! | node's end of a task's veth pair | `ptv` and 12 hex digits, a hash of task and network |
-//! | its alias | [`crate::alias::Alias`] |
+//! | task's end | `pt` and a number, in the task's namespace; found again by its Ethernet address |
+//! | alias of the node's end | [`crate::alias::Alias`] |
 //! | the other end, as long as nobody has moved it | `ptp` and the same digits |
 //! | routing table of a network | [`TABLE_BASE`] + vni |
 //! | routing table of a task on the ingress network, in its namespace | [`TASK_TABLE_BASE`] + the lower 24 bits of its address |
@@ -37,6 +38,7 @@ const BRIDGE: &str = "ptbr";
 const VXLAN: &str = "ptvx";
 const HOST_END: &str = "ptv";
 const LOOSE_END: &str = "ptp";
+const TASK_END: &str = "pt";
 
 /// A link that belongs to a network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -71,6 +73,11 @@ pub(crate) fn host_end(task: &TaskId, network: &NetworkName) -> String {
 /// The other end of a pair that somebody else is to move.
 pub(crate) fn loose_end(task: &TaskId, network: &NetworkName) -> String {
     end(LOOSE_END, task, network)
+}
+
+/// The name of a link in a task. No container engine gives it, by whatever it counts its own.
+pub(crate) fn task_end(number: usize) -> String {
+    format!("{TASK_END}{number}")
 }
 
 fn end(prefix: &str, task: &TaskId, network: &NetworkName) -> String {

@@ -158,7 +158,7 @@ fn names_lead_to_tasks_on_shared_networks_only() -> Result<()> {
     // With a route that a stray administrator might set: it is not the route that keeps them apart.
     let via = gateway(&cluster, 2, "app")?;
     guest.run([
-        "ip", "route", "add", "default", "via", &via, "onlink", "dev", "eth0",
+        "ip", "route", "add", "default", "via", &via, "onlink", "dev", "pt0",
     ])?;
     ensure!(
         curl(&guest, &hidden).is_err(),

@@ -122,7 +122,7 @@ fn networks_and_tasks_are_told_also_after_a_restart() -> Result<()> {
 
     let end = &seen.tasks[&ip("10.208.1.2")];
     let bridge = cluster.nodes[0].run(["ip", "link", "show", "ptbr4096"])?;
-    let inside = task.run(["ip", "link", "show", "eth0"])?;
+    let inside = task.run(["ip", "link", "show", "pt0"])?;
     ensure!(mac_of(&bridge.stdout) == Some(end.gateway_mac.to_string().as_str()));
     ensure!(mac_of(&inside.stdout) == Some(end.mac.to_string().as_str()));
     let expected = TaskEnd {

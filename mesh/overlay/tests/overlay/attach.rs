@@ -27,7 +27,7 @@ fn twice_is_once() -> Result<()> {
     for _ in 0..2 {
         let id = request.id.clone();
         cluster.overlays[0].run(move |overlay| overlay.detach(&id))?;
-        ensure!(!task.run(["ip", "-br", "link"])?.stdout.contains("eth0"));
+        ensure!(!task.run(["ip", "-br", "link"])?.stdout.contains("pt0"));
         ensure!(!node.run(["ip", "-br", "link"])?.stdout.contains("ptv0"));
     }
     Ok(())
@@ -38,11 +38,29 @@ fn what_someone_broke_is_mended() -> Result<()> {
     let cluster = Cluster::new("ov", 1)?;
     cluster.reconcile()?;
     let task = cluster.task(1, "t1", &[("ingress", "10.208.1.2")])?;
-    task.run(["ip", "addr", "flush", "dev", "eth0"])?;
-    task.run(["ip", "link", "set", "eth0", "down"])?;
+    task.run(["ip", "addr", "flush", "dev", "pt0"])?;
+    task.run(["ip", "link", "set", "pt0", "down"])?;
     ensure!(!pings(&task, "10.208.1.0")?);
     let request = cluster.attachment(1, &task, "t1", &[("ingress", "10.208.1.2")]);
     cluster.overlays[0].run(move |overlay| overlay.attach(&request))?;
+    ensure!(pings(&task, "10.208.1.0")?);
+    Ok(())
+}
+
+#[test]
+fn a_link_of_another_name_is_the_tasks_own_still() -> Result<()> {
+    let cluster = Cluster::new("ov", 1)?;
+    cluster.reconcile()?;
+    let task = cluster.task(1, "t1", &[("ingress", "10.208.1.2")])?;
+    // As older agents called it.
+    for command in ["pt0 down", "pt0 name eth1", "eth1 up"] {
+        let words = ["ip", "link", "set"].into_iter();
+        task.run(words.chain(command.split(' ')))?;
+    }
+    let request = cluster.attachment(1, &task, "t1", &[("ingress", "10.208.1.2")]);
+    cluster.overlays[0].run(move |overlay| overlay.attach(&request))?;
+    let links = task.run(["ip", "-br", "link"])?.stdout;
+    ensure!(links.contains("eth1") && !links.contains("pt0"), "{links}");
     ensure!(pings(&task, "10.208.1.0")?);
     Ok(())
 }
@@ -52,7 +70,7 @@ fn a_namespace_by_process_and_a_name_that_is_taken() -> Result<()> {
     let cluster = Cluster::new("ov", 1)?;
     cluster.reconcile()?;
     let task = cluster.lab.task("t1")?;
-    task.run(["ip", "link", "add", "eth0", "type", "bridge"])?;
+    task.run(["ip", "link", "add", "pt0", "type", "bridge"])?;
     let sleeper = task.spawn(task.command("sleep").arg("60"))?;
     let mut request = cluster.attachment(1, &task, "t1", &[("ingress", "10.208.1.2")]);
     request.netns = NetnsRef::Pid(sleeper.pid());
@@ -61,7 +79,7 @@ fn a_namespace_by_process_and_a_name_that_is_taken() -> Result<()> {
     ensure!(
         links
             .lines()
-            .any(|line| line.starts_with("eth1") && line.contains("10.208.1.2")),
+            .any(|line| line.starts_with("pt1") && line.contains("10.208.1.2")),
         "{links}"
     );
     ensure!(pings(&task, "10.208.1.0")?);
@@ -83,7 +101,7 @@ fn all_or_nothing() -> Result<()> {
     let error = error.unwrap_err();
     ensure!(matches!(error, OverlayError::Kernel { .. }), "{error:?}");
     ensure!(error.to_string().contains("t1"), "{error}");
-    ensure!(!task.run(["ip", "-br", "link"])?.stdout.contains("eth0"));
+    ensure!(!task.run(["ip", "-br", "link"])?.stdout.contains("pt0"));
     // Again, as it should be.
     let request = cluster.attachment(1, &task, "t1", &on);
     cluster.overlays[0].run(move |overlay| overlay.attach(&request))?;

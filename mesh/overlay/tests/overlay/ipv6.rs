@@ -180,7 +180,7 @@ fn what_someone_took_away_is_mended() -> Result<()> {
     serve(&task)?;
     let before = state(&task)?;
     for command in [
-        "sysctl -qw net.ipv6.conf.eth0.disable_ipv6=1",
+        "sysctl -qw net.ipv6.conf.pt0.disable_ipv6=1",
         "ip -6 rule del ipproto udp sport 5300-5301",
     ] {
         task.run(command.split(' '))?;

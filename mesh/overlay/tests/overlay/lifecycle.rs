@@ -213,7 +213,7 @@ fn clean_leaves_nothing() -> Result<()> {
         ensure!(done.is_ok(), "{done:?}");
         assert_same(&before, &state(node)?);
     }
-    ensure!(!task.run(["ip", "-br", "link"])?.stdout.contains("eth"));
+    ensure!(!task.run(["ip", "-br", "link"])?.stdout.contains("pt0"));
     Ok(())
 }
 

@@ -91,9 +91,9 @@ fn containers_on_a_bridge_reach_it_and_neighbours_on_the_underlay_do_not() -> Re
         Ok(addresses.is_some_and(|all| all.contains(&address.parse().unwrap())))
     };
     ensure!(known("10.208.1.2")? && !known("172.18.0.9")?);
-    attached.run("ip address add 172.18.0.9/16 dev eth0".split(' '))?;
+    attached.run("ip address add 172.18.0.9/16 dev pt0".split(' '))?;
     ensure!(known("172.18.0.9")?);
-    attached.run("ip address del 172.18.0.9/16 dev eth0".split(' '))?;
+    attached.run("ip address del 172.18.0.9/16 dev pt0".split(' '))?;
     ensure!(!known("172.18.0.9")?);
 
     let neighbour = cluster.lab.client("c1")?;

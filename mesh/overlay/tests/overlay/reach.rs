@@ -185,7 +185,7 @@ fn a_task_on_two_networks_reaches_both_and_joins_them_not() -> Result<()> {
     let links = both.run(["ip", "-br", "addr"])?.stdout;
     let order: Vec<&str> = links
         .lines()
-        .filter(|line| line.starts_with("eth"))
+        .filter(|line| line.starts_with("pt"))
         .filter_map(|line| line.split_whitespace().find(|word| word.contains('/')))
         .collect();
     assert_eq!(order, ["10.208.1.5/12", "10.224.1.18/24", "10.224.2.18/24"]);

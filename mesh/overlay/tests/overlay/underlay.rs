@@ -73,7 +73,7 @@ fn a_change_of_the_mtu_is_seen_and_followed_to_the_tasks() -> Result<()> {
         for link in ["ptvx4096", "ptbr4096", &end.link] {
             assert_eq!(mtu_of(node, link)?, expected, "{link}");
         }
-        assert_eq!(mtu_of(&task, "eth0")?, expected);
+        assert_eq!(mtu_of(&task, "pt0")?, expected);
     }
     // While the address is not there nothing is changed by guess.
     node.run("ip addr flush dev eth0".split(' '))?;

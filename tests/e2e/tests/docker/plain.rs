@@ -18,6 +18,7 @@ use crate::{
 on_both_planes! {
     labels_publish_on_every_node,
     containers_come_and_go_under_load,
+    a_container_joins_and_leaves_networks_under_load,
 }
 
 fn labels_publish_on_every_node(plane: Plane) -> Result<()> {
@@ -88,6 +89,34 @@ fn containers_come_and_go_under_load(plane: Plane) -> Result<()> {
     cluster.wait_served("web", 2)?;
     by_all_nodes(&cluster, 8080, 2)?;
     loads.none_failed()?;
+    Ok(())
+}
+
+fn a_container_joins_and_leaves_networks_under_load(plane: Plane) -> Result<()> {
+    let cluster = start("nets", 1, Machines::Engines, plane)?;
+    let labels = "--label portolan.service=web --label portolan.publish=8080:80";
+    cluster.docker(0, &format!("run -d --name web {labels} web:blue"))?;
+    for network in ["front", "back"] {
+        cluster.docker(0, &format!("network create {network}"))?;
+    }
+    cluster.wait_served("web", 1)?;
+    let loads = Loads::start(&cluster, &[0], 8080, 50)?;
+    loads.answered(20)?;
+    for change in [
+        "connect front",
+        "connect back",
+        "disconnect front",
+        "connect front",
+        "disconnect bridge",
+        "disconnect back",
+    ] {
+        cluster.docker(0, &format!("network {change} web"))?;
+        loads.answered(10)?;
+    }
+    loads.none_failed()?;
+    // Docker has its names to itself.
+    let links = cluster.docker(0, "exec web ip -o link")?;
+    ensure!(links.contains(" pt0"), "{links}");
     Ok(())
 }
 
