@@ -46,7 +46,7 @@ fn a_change_of_the_mtu_is_followed() -> Result<()> {
     // Attached again, as after a restart, they have the new one.
     let request = cluster.attachment(1, &a, "t1", &[("ingress", "10.208.1.2")]);
     cluster.overlays[0].run(move |overlay| overlay.attach(&request))?;
-    let link = a.run(["ip", "link", "show", "eth0"])?.stdout;
+    let link = a.run(["ip", "link", "show", "pt0"])?.stdout;
     ensure!(link.contains("mtu 1250"), "{link}");
     Ok(())
 }
