@@ -162,6 +162,14 @@ impl Client {
             .await
     }
 
+    /// The Swarm's networks, as far as this node knows them. It costs the engine as little as a question can, and
+    /// no engine writes to its log that it was asked.
+    pub(crate) async fn swarm_networks(&self) -> Result<Value, EngineError> {
+        let filters = serde_json::json!({ "scope": ["swarm"] }).to_string();
+        self.get(&format!("/networks?filters={}", http::escape(&filters)))
+            .await
+    }
+
     /// Follows the events from now on, or from a time that the last one had, in nanoseconds.
     pub(crate) async fn events(&self, since_ns: Option<u64>) -> Result<Events, EngineError> {
         let opened = Events::open(&self.socket, &self.prefix, since_ns);

@@ -47,8 +47,8 @@ pub(super) struct Memory {
     /// Questions without an answer, and why.
     failing: BTreeMap<Question, String>,
     last_event_ns: Option<u64>,
-    /// In which words the engine has said last that it is no manager.
-    refusal: Option<String>,
+    /// The Swarm's networks as a worker has them, each with its age, by which [`Self::take_role`] goes.
+    on_swarm: Option<BTreeSet<(String, u64)>>,
     /// Whether anything may have changed since [`Self::news`] was asked last.
     touched: bool,
     /// What was told last.
@@ -92,8 +92,8 @@ impl Memory {
         all
     }
 
-    /// What has to be asked time and again, as no event tells of it: whether a worker was promoted, or has
-    /// left, whether a manager that refuses is one still, and whether a Swarm that is being joined is.
+    /// What has to be asked time and again, as no event tells of it, or none for sure: whether a worker was
+    /// promoted, or has left, whether a manager that refuses is one still, and whether a Swarm that is being joined is.
     pub(super) fn pulse(&self) -> Option<Question> {
         let swarm = self.engine.as_ref()?.swarm.as_ref()?;
         let refuses = || OF_SWARM.iter().any(|of| self.failing.contains_key(of));
@@ -112,6 +112,7 @@ impl Memory {
     /// Takes note of a new connection, on which everything will be asked anew.
     pub(super) fn reconnected(&mut self) {
         self.failing.clear();
+        self.on_swarm = None;
     }
 
     /// Takes note of an event, and says what is to be asked now.
@@ -205,7 +206,7 @@ impl Memory {
             return Vec::new();
         }
         if *question == Question::Role {
-            return self.take_role(&answer);
+            return self.take_role(answer);
         }
         let json = match answer {
             Ok(json) => json,
@@ -242,16 +243,19 @@ impl Memory {
         Vec::new()
     }
 
-    /// A manager answers; what is none refuses, and one that has left the Swarm in other words than before.
-    fn take_role(&mut self, answer: &Result<Value, EngineError>) -> Vec<Question> {
-        let refusal = match answer {
-            Ok(_) => None,
-            Err(EngineError::Refused { message, .. }) => Some(message.clone()),
-            // What does not answer at all is told of by other questions.
-            Err(_) => return Vec::new(),
+    /// Who has left a Swarm has its networks no more. A manager knows them as the Swarm created them, a worker
+    /// as it got them itself, which is later. To ask what only a manager answers would be surer, and each refusal
+    /// would be an error in the engine's log; to ask for its part costs the engine ten times as much.
+    fn take_role(&mut self, answer: Result<Value, EngineError>) -> Vec<Question> {
+        // What does not answer at all is told of by other questions.
+        let Some(Ok((networks, _))) = answer.ok().map(read_list::<DockerNetwork>) else {
+            return Vec::new();
         };
-        let is_news = refusal.is_none() || (self.refusal.is_some() && self.refusal != refusal);
-        self.refusal = refusal;
+        let of_swarm = networks.into_iter().filter(|network| network.swarm);
+        let now = Some(of_swarm.map(|n| (n.id, n.created_ms)).collect());
+        // The first answer too: the node's part may have changed since it was asked for.
+        let is_news = self.on_swarm != now;
+        self.on_swarm = now;
         if is_news && !self.is_manager() {
             return vec![Question::Engine];
         }

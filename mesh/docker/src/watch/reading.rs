@@ -24,7 +24,7 @@ const AGAIN: Duration = Duration::from_secs(1);
 pub(super) enum Question {
     /// The engine and its part in the Swarm.
     Engine,
-    /// Whether the node is a manager of the Swarm, cheaply: no event tells of a promotion.
+    /// Whether the node's part in the Swarm may have changed, cheaply: no event tells of a worker that has left.
     Role,
     /// The networks.
     Networks,
@@ -157,7 +157,7 @@ async fn until(at: Option<Instant>) {
 async fn put(client: &Client, question: &Question, node: &str) -> Answer {
     match question {
         Question::Engine => client.get("/info").await,
-        Question::Role => client.get(&format!("/nodes/{node}")).await,
+        Question::Role => client.swarm_networks().await,
         Question::Networks => client.get("/networks").await,
         Question::Services => client.get("/services").await,
         Question::Tasks => client.tasks_of(node).await,

@@ -259,12 +259,12 @@ async fn a_manager_that_becomes_a_worker_forgets_the_swarm() {
             .is_err()
     );
     assert_eq!(fake.asked("/services"), asked);
-    // And back, of which no event tells.
+    // And back, of which no event tells: but the Swarm's networks are those of a manager.
     fake.state().engine["info"]["Swarm"]["ControlAvailable"] = json!(true);
     fake.state().instead.clear();
-    let id = fake.state().engine["info"]["Swarm"]["NodeID"].clone();
-    let path = format!("/nodes/{}", id.as_str().unwrap());
-    fake.state().instead.insert(path, (200, "{}".into()));
+    for network in fake.state().engine["networks"].as_array_mut().unwrap() {
+        network["Created"] = json!("2026-11-20T01:00:00Z");
+    }
     followed
         .until("it is a manager", |seen| {
             seen.known.as_ref().unwrap().wanted.knows_swarm
