@@ -52,7 +52,7 @@ pub struct Engine {
 /// An engine's part in a Swarm.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Swarm {
-    /// The node's identity.
+    /// The node's identity; empty while the engine does not know it, as before a locked Swarm is unlocked.
     pub node_id: String,
     /// Whether it is a manager, and so knows services and nodes.
     pub manager: bool,

@@ -202,6 +202,7 @@ impl Node {
             let idle = view.tasks.is_empty();
             let over = match &by {
                 Some(by) if Some(by.as_str()) == swarm => wanted.knows_swarm,
+                Some(_) if is_nameless(swarm) => false,
                 Some(_) => idle && alone,
                 None => idle,
             };
@@ -230,6 +231,7 @@ impl Node {
                 .all(|node| *node == self.identity.id);
             let over = match &by {
                 Some(by) if Some(by.as_str()) == swarm => wanted.knows_swarm,
+                Some(_) if is_nameless(swarm) => false,
                 Some(_) => alone,
                 None => true,
             };
@@ -381,6 +383,11 @@ fn declarer(origin: Origin, swarm: Option<&str>) -> Option<String> {
         Origin::Swarm => swarm.map(str::to_owned),
         Origin::Engine => None,
     }
+}
+
+/// Whether the engine is in a Swarm and does not say as whom, as before it is unlocked: it may well be the same as before.
+fn is_nameless(swarm: Option<&str>) -> bool {
+    swarm.is_some_and(str::is_empty)
 }
 
 /// The version under which something is to be declared that is asked for in version `asked`. `None`: what is known

@@ -293,6 +293,30 @@ fn a_node_that_left_its_swarm_takes_nothing_with_it_that_others_declare() {
 }
 
 #[test]
+fn a_manager_that_is_locked_withdraws_nothing() {
+    let mut node = node("n1");
+    let wanted = Wanted {
+        networks: vec![network_of_swarm("back", "10.50.0.0/24")],
+        ..known(&[service("web", 7, 8080)], &[])
+    };
+    hear(&mut node, wanted.clone());
+    // No identity, no services, no containers.
+    hear_from(&mut node, Some(""), on_worker(&[]), NOW);
+    let view = node.snapshot().find_service("web").unwrap();
+    assert_eq!(view.service.spec_version, swarm(7));
+    assert!(
+        node.snapshot()
+            .networks
+            .contains_key(&"back".parse().unwrap())
+    );
+    hear(&mut node, wanted);
+    assert!(node.snapshot().find_service("web").is_some());
+    // With another identity it is in another Swarm.
+    hear_from(&mut node, Some("e2"), on_worker(&[]), NOW);
+    assert!(node.snapshot().find_service("web").is_none());
+}
+
+#[test]
 fn a_later_declaration_stands_against_one_who_lags() {
     let mut nodes = [node("n1"), node("n2")];
     let new = known(&[service("web", 9, 8081)], &[]);
