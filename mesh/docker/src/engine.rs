@@ -5,12 +5,14 @@ mod http;
 
 use std::{
     io,
+    net::IpAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use serde_json::Value;
 
+use crate::observed::{Engine, read};
 pub(crate) use event::{Change, Event, Events};
 
 /// The version of the API that is spoken where the engine can: that of Docker 20.10, from December 2020.
@@ -89,6 +91,16 @@ impl EngineError {
     pub(crate) fn is_absent(&self) -> bool {
         matches!(self, Self::Refused { status: 404, .. })
     }
+}
+
+/// The address that the engine at a unix socket has in its Swarm. `None`: it is in none, or does not say.
+///
+/// # Errors
+/// It cannot be asked, or gives no answer.
+pub async fn swarm_address(socket: &Path) -> Result<Option<IpAddr>, EngineError> {
+    let info = Client::connect(socket).await?.get("/info").await?;
+    let engine = read::<Engine>(info).ok();
+    Ok(engine.and_then(|engine| engine.swarm?.address))
 }
 
 fn unreachable_because(error: &io::Error) -> String {

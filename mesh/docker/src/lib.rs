@@ -15,7 +15,7 @@ pub mod observed;
 mod translate;
 mod watch;
 
-pub use engine::EngineError;
+pub use engine::{EngineError, swarm_address};
 pub use observed::Observed;
 pub use translate::{
     Finding, NetworkWanted, Origin, Place, ServiceWanted, TaskWanted, Wanted, is_of_swarm,

@@ -37,6 +37,10 @@ fn machines() -> Result<Cluster> {
     let tar = tar.to_string_lossy();
     for node in 0..cluster.len() {
         let engine = cluster.engine(node)?;
+        // One stack file for all nodes cannot say at which of its addresses a node is reached.
+        let second = format!("192.0.2.{}/24", node + 1);
+        let add = ["ip", "address", "add", &second, "dev", "eth0"];
+        cluster.node(node).run(add)?;
         // As systemd does on a machine.
         let mut mount = engine.command("mount");
         output_within(mount.args(["-t", "bpf", "bpf", "/sys/fs/bpf"]), DOCKER)?.success()?;

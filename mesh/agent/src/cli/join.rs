@@ -62,7 +62,7 @@ fn text(joining: &Joining, key: Option<&str>) -> String {
     );
     if joining.swarm {
         text.push_str(
-            "On a node of this Swarm --join and --data-path-port can be left out: its engine knows the others.\n",
+            "On a node of this Swarm --join, --data-path-port and --advertise can be left out: its engine knows them.\n",
         );
     }
     text

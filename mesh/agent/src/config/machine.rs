@@ -13,6 +13,8 @@ pub trait Machine {
     fn host_name(&self) -> Option<String>;
     /// All its addresses, each with the name of the interface.
     fn addresses(&self) -> Vec<(String, IpAddr)>;
+    /// The address that the Docker engine at a unix socket has in its Swarm, if there is one that says so.
+    fn swarm_address(&self, engine: &Path) -> Option<IpAddr>;
     /// Whether there is anything at a path.
     fn exists(&self, path: &Path) -> bool;
     /// The text of a file, and its permission bits.
@@ -46,6 +48,14 @@ impl Machine for ThisMachine {
         addresses.sort();
         addresses.dedup();
         addresses
+    }
+
+    fn swarm_address(&self, engine: &Path) -> Option<IpAddr> {
+        // What has to be known before the agent's runtime is there.
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = runtime.enable_all().build().ok()?;
+        let asked = portolan_docker::swarm_address(engine);
+        runtime.block_on(asked).ok().flatten()
     }
 
     fn exists(&self, path: &Path) -> bool {

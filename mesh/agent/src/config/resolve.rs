@@ -87,8 +87,9 @@ impl Reader {
             Some(DEFAULT_DNS_ADDRESS),
             value::node_address,
         );
-        let advertise = self.advertise(machine, dns_address.flatten());
         let docker = self.one(Key::Docker, DockerChoice::Auto, value::docker);
+        let engine = docker.as_ref().and_then(DockerChoice::socket);
+        let advertise = self.advertise(machine, dns_address.flatten(), engine);
         let ports = Ports::beside(docker.as_ref(), machine);
         let gossip_port = self.one(Key::GossipPort, ports.gossip, value::port);
         let join = self.join(gossip_port.unwrap_or(ports.gossip));
@@ -206,8 +207,14 @@ impl Reader {
         }
     }
 
-    /// `besides` is an address that an agent has given this machine.
-    fn advertise(&mut self, machine: &impl Machine, besides: Option<Ipv4Addr>) -> Option<IpAddr> {
+    /// `besides` is an address that an agent has given this machine. Of several the one is taken that `engine`, the
+    /// socket of Docker's, has in its Swarm: so one stack file does for all nodes.
+    fn advertise(
+        &mut self,
+        machine: &impl Machine,
+        besides: Option<Ipv4Addr>,
+        engine: Option<&Path>,
+    ) -> Option<IpAddr> {
         if self.entries.contains_key(&Key::Advertise) {
             let placeholder = IpAddr::from([127, 0, 0, 1]);
             return self.one(Key::Advertise, placeholder, value::unicast);
@@ -226,6 +233,12 @@ impl Reader {
         };
         if only.is_some() {
             return only;
+        }
+        let engine = engine.filter(|socket| machine.exists(socket));
+        let in_swarm = engine.and_then(|socket| machine.swarm_address(socket));
+        // One of another machine, behind which this one is, cannot be bound here.
+        if in_swarm.is_some_and(|address| candidates.iter().any(|(_, ip)| *ip == address)) {
+            return in_swarm;
         }
         let message = if candidates.is_empty() {
             "not given, and this machine has no address that other nodes could reach".to_owned()

@@ -9,6 +9,7 @@ use super::*;
 /// A machine with one address and two files.
 struct Fake {
     addresses: Vec<(String, IpAddr)>,
+    in_swarm: Option<IpAddr>,
     files: BTreeMap<&'static str, (String, u32)>,
 }
 
@@ -22,6 +23,7 @@ impl Default for Fake {
                 ("docker0".into(), [172, 17, 0, 1].into()),
                 ("ptbr4096".into(), [10, 208, 1, 1].into()),
             ],
+            in_swarm: None,
             files: [
                 ("/key", (key.clone(), 0o600)),
                 ("/open", (key, 0o644)),
@@ -39,6 +41,10 @@ impl Machine for Fake {
 
     fn addresses(&self) -> Vec<(String, IpAddr)> {
         self.addresses.clone()
+    }
+
+    fn swarm_address(&self, engine: &Path) -> Option<IpAddr> {
+        self.in_swarm.filter(|_| self.exists(engine))
     }
 
     fn exists(&self, path: &Path) -> bool {
@@ -232,6 +238,41 @@ fn an_address_is_chosen_only_if_there_is_one() {
     assert_eq!(both.expect("both").advertise, IpAddr::from([10, 0, 0, 5]));
     let only = resolve_with(&[("eth0", "2001:db8::5"), ("docker0", "172.17.0.1")]);
     assert!(only.expect("only").advertise.is_ipv6());
+}
+
+#[test]
+fn of_several_addresses_the_one_is_advertised_that_the_swarm_knows() {
+    let resolve_with = |socket: &'static str, docker: &str, in_swarm: [u8; 4]| {
+        let mut machine = Fake {
+            in_swarm: Some(in_swarm.into()),
+            ..Fake::default()
+        };
+        let second = ("eth1".to_owned(), [10, 1, 0, 5].into());
+        machine.addresses.push(second);
+        machine.files.insert(socket, (String::new(), 0o600));
+        let mut flags = Layer::default();
+        flags.set_flag(Key::KeyFile, "/key");
+        flags.set_flag(Key::Docker, docker);
+        resolve([flags], &machine).map(|config| config.advertise)
+    };
+    let second = IpAddr::from([10, 1, 0, 5]);
+    assert_eq!(
+        resolve_with("/d.sock", "/d.sock", [10, 1, 0, 5]),
+        Ok(second)
+    );
+    assert_eq!(
+        resolve_with(DEFAULT_DOCKER, "auto", [10, 1, 0, 5]),
+        Ok(second)
+    );
+    for (socket, docker, in_swarm) in [
+        ("/other.sock", "/d.sock", [10, 1, 0, 5]),
+        (DEFAULT_DOCKER, "off", [10, 1, 0, 5]),
+        // None of the machine's own.
+        (DEFAULT_DOCKER, "auto", [192, 0, 2, 1]),
+    ] {
+        let refused = resolve_with(socket, docker, in_swarm).expect_err("several");
+        assert!(refused[0].message.contains("several"), "{refused:?}");
+    }
 }
 
 #[test]
