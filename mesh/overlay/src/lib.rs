@@ -63,7 +63,7 @@ pub use crate::{
     attach::{AttachEndpoint, Attachment, PortRange},
     error::{Failure, OverlayError},
     netlink::NetlinkError,
-    netns::NetnsRef,
+    netns::{NetnsRef, processes},
     plug::Plug,
 };
 

@@ -5,7 +5,7 @@ use std::{
     fs::File,
     io,
     os::fd::{AsFd, BorrowedFd},
-    path::PathBuf,
+    path::{Path, PathBuf},
     thread,
 };
 
@@ -16,12 +16,25 @@ use rustix::{
 
 use crate::netlink::Netlink;
 
+/// Where containers have the machine's `/proc`: at its own place there is that of the container's own processes.
+const IN_CONTAINERS: &str = "/host/proc";
+
+/// The directory in which the processes of the machine are, by the numbers that they have there.
+pub fn processes() -> &'static Path {
+    let machines = Path::new(IN_CONTAINERS);
+    if machines.join("1").exists() {
+        machines
+    } else {
+        Path::new("/proc")
+    }
+}
+
 /// Which network namespace.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NetnsRef {
     /// That of a file: `/run/netns/NAME`, `/proc/PID/ns/net`, a container's sandbox key.
     Path(PathBuf),
-    /// That of a process.
+    /// That of a process, by its number on the machine.
     Pid(u32),
 }
 
@@ -29,7 +42,7 @@ impl NetnsRef {
     pub(crate) fn path(&self) -> PathBuf {
         match self {
             Self::Path(path) => path.clone(),
-            Self::Pid(pid) => PathBuf::from(format!("/proc/{pid}/ns/net")),
+            Self::Pid(pid) => processes().join(format!("{pid}/ns/net")),
         }
     }
 }

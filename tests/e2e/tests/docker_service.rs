@@ -2,11 +2,13 @@
 
 #![expect(clippy::indexing_slicing, reason = "a test of missing JSON has failed")]
 
-use std::{path::Path, process::Command, time::Duration};
+use std::{os::unix::fs::symlink, path::Path, process::Command, time::Duration};
 
 use anyhow::{Result, ensure};
 use portolan_e2e::{Cluster, Machines, Options, Plane, stream::PacedStream};
-use portolan_testbed::{Load, LoadOptions, Protocol, Report, binary, output_within, wait_until};
+use portolan_testbed::{
+    Load, LoadOptions, Process, Protocol, Report, binary, output_within, wait_until,
+};
 use serde_json::Value;
 
 /// How long Docker may take to do what it is told.
@@ -88,11 +90,21 @@ fn is_carried(cluster: &Cluster, node: usize, image: &str, port: u16) -> Result<
     Ok(carried.then_some(()))
 }
 
+/// A program of dockerd's name that has a port of the first node, as dockerd has where the kernel has IPVS.
+fn daemon(cluster: &Cluster, port: u16) -> Result<Process> {
+    let program = cluster.file(0, "dockerd");
+    symlink(binary()?, &program)?;
+    let mut command = cluster.node(0).command(&program);
+    command.args(["whoami", "--http", &port.to_string(), "--name", "dockerd"]);
+    cluster.node(0).spawn(&mut command)?.listening(port)
+}
+
 #[test]
 fn a_global_service_publishes_and_is_upgraded_under_load() -> Result<()> {
     let cluster = machines()?;
     let key = cluster.file(0, "key");
     cluster.docker(0, &format!("secret create portolan_key {}", key.display()))?;
+    let _dockerd = daemon(&cluster, 8090)?;
     let stack = deploy("portolan-stack.yml");
     cluster.docker(
         0,
@@ -100,7 +112,13 @@ fn a_global_service_publishes_and_is_upgraded_under_load() -> Result<()> {
     )?;
     cluster.docker(
         0,
-        "service create -d -q --no-resolve-image --name web --replicas 2 -p 8080:80 web:blue",
+        "service create -d -q --no-resolve-image --name web --replicas 2 -p 8080:80 -p 8090:80 web:blue",
+    )?;
+    // A container in the namespace of another one, of which only a process is known.
+    cluster.docker(0, "run -d --name first web:green sleep 600")?;
+    cluster.docker(
+        0,
+        "run -d --name second --network container:first --label portolan.publish=8070:80 web:green",
     )?;
     for node in 0..cluster.len() {
         wait_until(DOCKER, "the agent is well", || {
@@ -125,6 +143,15 @@ fn a_global_service_publishes_and_is_upgraded_under_load() -> Result<()> {
         PacedStream::start(&cluster.client, cluster.node(node).at(9000))
     });
     let streams: Vec<PacedStream> = streams.collect::<Result<_>>()?;
+    wait_until(DOCKER, "the container beside another is a task", || {
+        cluster
+            .ask(cluster.node(1).at(8070), Protocol::Tcp)
+            .map(Some)
+    })?;
+    // A port of which dockerd itself has the socket: the agent sees that from its container, or would call it a problem.
+    let by = cluster.ask(cluster.node(0).at(8090), Protocol::Tcp)?;
+    ensure!(!by.contains("dockerd"), "{by}");
+
     let loads = (0..cluster.len()).map(|node| {
         let at = cluster.node(node).at(8080);
         cluster.load_path(at, "/page", LoadOptions::per_second(30))

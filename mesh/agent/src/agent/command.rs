@@ -255,7 +255,8 @@ fn one(error: impl std::error::Error) -> Refusal {
 /// When the process of a place started, in clock ticks since boot (proc(5), stat, field 22).
 pub(super) fn pid_started(place: &Place) -> Option<u64> {
     let Place::Pid(pid) = place else { return None };
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let process = portolan_overlay::processes().join(pid.to_string());
+    let stat = std::fs::read_to_string(process.join("stat")).ok()?;
     // The second field is the program's name in parentheses, and may hold anything.
     let (_, fields) = stat.rsplit_once(')')?;
     fields.split_whitespace().nth(19)?.parse().ok()

@@ -80,6 +80,8 @@ pub(super) struct PlanesStanding {
     pub fast: FastStanding,
     /// Frontends that Docker itself serves too.
     pub shared: BTreeSet<Frontend>,
+    /// Whether another process may have some of these, as the agent cannot see it.
+    pub guessed: bool,
 }
 
 /// The way to the thread.
@@ -106,6 +108,7 @@ pub(super) fn start(
             snapshot,
             overlay,
             standing,
+            guessed: false,
         };
         worker.run(&inbox);
     });
@@ -203,6 +206,8 @@ struct Worker {
     snapshot: Arc<Snapshot>,
     overlay: watch::Receiver<OverlayStanding>,
     standing: watch::Sender<Option<PlanesStanding>>,
+    /// As [`PlanesStanding::guessed`].
+    guessed: bool,
 }
 
 impl Worker {
@@ -280,7 +285,9 @@ impl Worker {
     fn share(&mut self) -> bool {
         let failed = self.planes.slow_standing().failures.keys();
         let held = swarm_mesh::held(failed, self.planes.told(), &self.snapshot);
-        self.planes.share(held)
+        let news = self.guessed != held.guessed;
+        self.guessed = held.guessed;
+        self.planes.share(held.frontends) || news
     }
 
     fn answer(&mut self, request: Request) {
@@ -320,6 +327,7 @@ impl Worker {
             relay: self.planes.slow_standing().clone(),
             fast: self.fast.standing(&self.planes),
             shared: self.planes.shared().clone(),
+            guessed: self.guessed,
         };
         self.standing.send_if_modified(|present| {
             log::changes(present.as_ref(), &now);

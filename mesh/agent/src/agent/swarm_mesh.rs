@@ -4,7 +4,8 @@
 
 use std::{
     collections::BTreeSet,
-    fs, io,
+    fs,
+    io::{self, ErrorKind},
     path::{Path, PathBuf},
 };
 
@@ -19,13 +20,21 @@ const DAEMON: &str = "dockerd";
 /// `TCP_LISTEN` and, of UDP, `TCP_CLOSE`, as `/proc/net` shows them (`include/net/tcp_states.h`).
 const LISTENS: [&str; 2] = ["0A", "07"];
 
+/// Frontends that Docker itself serves.
+#[derive(Debug, Default)]
+pub(super) struct Held {
+    pub frontends: BTreeSet<Frontend>,
+    /// Docker's sockets could not be seen: each port of a Swarm's service that is taken counts as one of them.
+    pub guessed: bool,
+}
+
 /// Those of some frontends which Docker itself serves for the same services: a process with another purpose that has
 /// the port of a Swarm's service keeps it.
 pub(super) fn held<'a>(
     frontends: impl IntoIterator<Item = &'a Frontend>,
     told: &Actual,
     snapshot: &Snapshot,
-) -> BTreeSet<Frontend> {
+) -> Held {
     let mut published = frontends.into_iter().filter(|frontend| {
         let spec = told.get(frontend);
         let view = spec.and_then(|spec| snapshot.services.get(&spec.service));
@@ -33,29 +42,36 @@ pub(super) fn held<'a>(
             && view.is_some_and(|view| is_of_swarm(view.service.spec_version))
     });
     let Some(first) = published.next() else {
-        return BTreeSet::new();
+        return Held::default();
     };
     let sockets = Sockets::of_docker();
     let all = [first].into_iter().chain(published);
     let held = all.filter(|frontend| sockets.have(frontend.protocol, frontend.port));
-    held.cloned().collect()
+    Held {
+        frontends: held.cloned().collect(),
+        guessed: matches!(sockets, Sockets::Unseen),
+    }
 }
 
 /// What is to be known of Docker's sockets.
 enum Sockets {
     /// Their inodes.
     Known(BTreeSet<u64>),
-    /// Its process cannot be seen, from within a container say, and IPVS is there.
+    /// Its process cannot be seen, or not its files, from within a container say, and IPVS is there.
     Unseen,
 }
 
 impl Sockets {
     fn of_docker() -> Self {
         let daemons = processes_called(DAEMON);
-        if daemons.is_empty() && Path::new(NET).join("ip_vs").exists() {
-            return Self::Unseen;
+        let sockets = daemons.iter().map(|dir| sockets_of(dir));
+        match sockets.collect::<io::Result<Vec<_>>>() {
+            Ok(sockets) if !sockets.is_empty() => {
+                Self::Known(sockets.into_iter().flatten().collect())
+            }
+            _ if Path::new(NET).join("ip_vs").exists() => Self::Unseen,
+            _ => Self::Known(BTreeSet::new()),
         }
-        Self::Known(daemons.iter().flat_map(|dir| sockets_of(dir)).collect())
     }
 
     fn have(&self, protocol: Protocol, port: u16) -> bool {
@@ -68,7 +84,8 @@ impl Sockets {
 
 /// The directories in `/proc` of the processes of a name.
 fn processes_called(name: &str) -> Vec<PathBuf> {
-    let all = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let all = fs::read_dir(portolan_overlay::processes());
+    let all = all.into_iter().flatten().flatten();
     let all = all.map(|entry| entry.path());
     let called = |dir: &PathBuf| {
         fs::read_to_string(dir.join("comm")).is_ok_and(|comm| comm.trim_end() == name)
@@ -76,14 +93,32 @@ fn processes_called(name: &str) -> Vec<PathBuf> {
     all.filter(called).collect()
 }
 
-/// The inodes of a process's sockets.
-fn sockets_of(process: &Path) -> impl Iterator<Item = u64> {
-    let files = fs::read_dir(process.join("fd")).into_iter().flatten();
-    let targets = files.filter_map(|file: io::Result<_>| fs::read_link(file.ok()?.path()).ok());
-    targets.filter_map(|target| {
-        let inode = target.to_str()?.strip_prefix("socket:[")?;
-        inode.strip_suffix(']')?.parse().ok()
-    })
+/// The inodes of a process's sockets. One that has ended has none.
+///
+/// # Errors
+/// Its files are not to be read: that takes `CAP_SYS_PTRACE` (proc(5)), and a security module may forbid it.
+fn sockets_of(process: &Path) -> io::Result<BTreeSet<u64>> {
+    let mut inodes = BTreeSet::new();
+    let files = match fs::read_dir(process.join("fd")) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(inodes),
+        files => files?,
+    };
+    for file in files {
+        let target = match file.and_then(|file| fs::read_link(file.path())) {
+            Err(error) if error.kind() == ErrorKind::PermissionDenied => return Err(error),
+            // Closed since.
+            Err(_) => continue,
+            Ok(target) => target,
+        };
+        inodes.extend(socket(&target));
+    }
+    Ok(inodes)
+}
+
+/// The inode of a socket, as the files of a process show it.
+fn socket(target: &Path) -> Option<u64> {
+    let inode = target.to_str()?.strip_prefix("socket:[")?;
+    inode.strip_suffix(']')?.parse().ok()
 }
 
 /// The inodes of the sockets that listen on a port, at whichever address.
@@ -130,11 +165,11 @@ mod tests {
         let port = listener.local_addr().unwrap().port();
         let inodes: BTreeSet<u64> = listeners(Protocol::Tcp, port).collect();
         assert_eq!(inodes.len(), 1);
-        let own: BTreeSet<u64> = sockets_of(Path::new("/proc/self")).collect();
+        let own = sockets_of(Path::new("/proc/self")).unwrap();
         assert!(own.is_superset(&inodes));
         let mut other = Command::new("sleep").arg("60").spawn().unwrap();
-        let theirs =
-            Sockets::Known(sockets_of(Path::new(&format!("/proc/{}", other.id()))).collect());
+        let theirs = sockets_of(Path::new(&format!("/proc/{}", other.id()))).unwrap();
+        let theirs = Sockets::Known(theirs);
         assert!(!theirs.have(Protocol::Tcp, port) && Sockets::Known(own).have(Protocol::Tcp, port));
         other.kill().unwrap();
         other.wait().unwrap();

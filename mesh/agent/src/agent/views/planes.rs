@@ -32,7 +32,8 @@ impl Facts {
         let fast = self.planes.as_ref().filter(|planes| planes.fast.serves);
         let left = fast.and_then(|planes| planes.fast.left.get(&spec.frontend));
         let planes = self.planes.as_ref();
-        let dockers = planes.is_some_and(|planes| planes.shared.contains(&spec.frontend));
+        let shared = planes.filter(|planes| planes.shared.contains(&spec.frontend));
+        let dockers = shared.is_some();
         let plane = if fast.is_some() && left.is_none() {
             PlaneKind::Ebpf.to_string()
         } else if dockers {
@@ -40,7 +41,14 @@ impl Facts {
         } else {
             PlaneKind::Relay.to_string()
         };
-        let dockers = dockers.then(|| "Swarm's own mesh has the port".to_owned());
+        let dockers = shared.map(|planes| {
+            if planes.guessed {
+                "Swarm's own mesh has the port, or a process that the agent's container hides from it"
+            } else {
+                "Swarm's own mesh has the port"
+            }
+        });
+        let dockers = dockers.map(str::to_owned);
         let (ipv6, ipv6_reason) = self.ipv6_plane(spec, backends, &plane);
         PortRow {
             frontend: spec.frontend.to_string(),
