@@ -3,12 +3,13 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use portolan_e2e::{Plane, on_both_planes};
-use portolan_testbed::wait_until;
+use portolan_e2e::{Machines, Plane, on_both_planes};
+use portolan_testbed::{output_within, wait_until};
+use serde_json::Value;
 
 use crate::{
     answered::{DOCKER, Loads, by_all_nodes},
-    swarm,
+    start, swarm,
 };
 
 on_both_planes! {
@@ -35,6 +36,31 @@ fn an_engine_is_started_again_under_load(plane: Plane) -> Result<()> {
         loads.none_failed()?;
     }
     Ok(())
+}
+
+#[test]
+fn a_locked_manager_serves_again_once_it_is_unlocked() -> Result<()> {
+    let mut cluster = start("lock", 1, Machines::Swarm, Plane::Relay)?;
+    cluster.docker(0, "service create -d --name web -p 8080:80 web:blue")?;
+    cluster.wait_served("web", 1)?;
+    cluster.docker(0, "swarm update --autolock")?;
+    let key = cluster.docker(0, "swarm unlock-key -q")?;
+    let engine = cluster.engine_mut(0)?;
+    engine.stop()?;
+    engine.start_again()?;
+    cluster.wait_for(0, "the lock", &["status"], |status| {
+        status["problems"].to_string().contains("swarm unlock")
+    })?;
+    let none = |rows: &Value| rows.as_array().is_some_and(Vec::is_empty);
+    cluster.wait_for(0, "no task", &["tasks"], none)?;
+    let services = cluster.json(0, &["services"])?;
+    ensure!(services.to_string().contains("8080"), "{services}");
+
+    let mut unlock = cluster.engine(0)?.command("sh");
+    unlock.args(["-c", "echo \"$0\" | docker swarm unlock", &key]);
+    output_within(&mut unlock, DOCKER)?.success()?;
+    cluster.wait_served("web", 1)?;
+    by_all_nodes(&cluster, 8080, 1)
 }
 
 fn a_worker_is_cut_off_under_load(plane: Plane) -> Result<()> {

@@ -200,6 +200,25 @@ fn a_fast_path_that_serves_has_its_frontends_and_tells_which_it_has_not() {
 }
 
 #[test]
+fn a_port_that_docker_has_too_is_said_and_whether_that_is_a_guess() {
+    let mut facts = facts();
+    let frontends = portolan_plane::frontends(&facts.snapshot).into_keys();
+    facts.planes.as_mut().unwrap().shared = frontends.take(1).collect();
+    let said = |facts: &Facts| {
+        let first = facts.status().ports.swap_remove(0);
+        (first.plane, first.plane_reason.unwrap_or_default())
+    };
+    let known = "Swarm's own mesh has the port";
+    assert_eq!(said(&facts), ("docker".to_owned(), known.to_owned()));
+    facts.planes.as_mut().unwrap().guessed = true;
+    let (_, guess) = said(&facts);
+    assert!(
+        guess.starts_with(known) && guess.contains("hides"),
+        "{guess}"
+    );
+}
+
+#[test]
 fn ipv6_clients_are_the_fast_paths_once_every_task_has_an_address_for_them() {
     // What the port says, with the service's wish, whether the node gives addresses, and whether the task has a link.
     let said = |asked: bool, given: bool, linked: bool| {
