@@ -140,7 +140,7 @@ fn each_gets_its_own_names(plane: Plane) -> Result<()> {
         "via",
         &gateway(&cluster, "app")?,
         "dev",
-        "eth0",
+        "pt0",
         "onlink",
     ])?;
     let vip = short(task, "web")?;
