@@ -1,5 +1,5 @@
 //! Compiles the programs in `bpf` with clang. Without clang, or where it cannot, the build succeeds and the
-//! objects are empty: then the probe of the plane says why.
+//! objects are empty: then the probe of the plane says why, and the next build tries again.
 //!
 //! `CLANG=<path>` overrides; otherwise it is the first of clang, clang-25 .. clang-14 that runs.
 
@@ -43,6 +43,11 @@ fn main() -> io::Result<()> {
             }
             emit(&format!(
                 "cargo:warning=built without the fast path: {reason}"
+            ));
+            // What is not there makes cargo run this with the next build again, when clang may be installed.
+            emit(&format!(
+                "cargo:rerun-if-changed={}",
+                out.join("never-there").display()
             ));
             reason
         }
