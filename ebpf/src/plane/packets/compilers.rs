@@ -1,7 +1,7 @@
 //! Every clang that is installed makes programs that this kernel takes. Which of them made the ones in this build is
 //! for the other tests to try.
 
-use std::process::Command;
+use std::{env, path::PathBuf, process::Command};
 
 use aya::{EbpfLoader, programs::Program};
 
@@ -10,16 +10,37 @@ use crate::trace;
 
 const SOURCES: [&str; 2] = ["fast_path", "sockets"];
 
-/// One of each version.
-fn clangs() -> BTreeMap<Vec<u8>, String> {
-    let numbered = (14..=25).map(|version| format!("clang-{version}"));
-    let names = std::iter::once("clang".to_owned()).chain(numbered);
-    names
-        .filter_map(|name| {
-            let output = Command::new(&name).arg("--version").output().ok()?;
-            Some((output.stdout, name))
-        })
-        .collect()
+/// The oldest that knows what the programs are compiled with.
+const OLDEST: u32 = 14;
+
+/// What may be called clang, by the file that it is: each that is called `clang`, or so with a number of those.
+fn installed() -> BTreeMap<PathBuf, String> {
+    let path = env::var_os("PATH").unwrap();
+    let is_clang = |name: &str| {
+        let number = name.strip_prefix("clang-").and_then(|n| n.parse().ok());
+        name == "clang" || number.is_some_and(|number: u32| number >= OLDEST)
+    };
+    let entries = env::split_paths(&path)
+        .filter_map(|dir| fs::read_dir(dir).ok())
+        .flat_map(Iterator::flatten);
+    let named = entries.filter_map(|entry| {
+        let name = entry.file_name().into_string().ok()?;
+        let file = entry.path().canonicalize().ok()?;
+        is_clang(&name).then_some((file, name))
+    });
+    named.collect()
+}
+
+/// One of each version, and its name.
+fn clangs() -> BTreeMap<String, String> {
+    let version = |(file, name): (PathBuf, String)| {
+        let output = Command::new(&file).arg("--version").output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        let version = said.lines().next().unwrap_or_default().to_owned();
+        assert!(version.contains("clang version"), "{name} says {said:?}");
+        (version, name)
+    };
+    installed().into_iter().map(version).collect()
 }
 
 fn compile(clang: &str, source: &str) -> Vec<u8> {
@@ -59,7 +80,8 @@ fn the_kernel_takes_the_programs_of_every_clang() {
     let clangs = clangs();
     assert!(!clangs.is_empty(), "there is no clang");
     on_rig(|rig| {
-        for clang in clangs.values() {
+        for (version, clang) in &clangs {
+            println!("{clang}: {version}");
             let pins = rig.plane.pins.with_file_name(clang);
             for source in SOURCES {
                 let object = compile(clang, source);
