@@ -9,7 +9,7 @@ use std::{
 use aya::{
     Ebpf,
     programs::{
-        SchedClassifier, TcAttachType,
+        ProgramInfo, SchedClassifier, TcAttachType,
         links::{FdLink, LinkError, PinnedLink},
     },
 };
@@ -38,11 +38,12 @@ pub(crate) fn index(link: &str) -> Result<u32, EbpfError> {
 }
 
 /// Attaches each program to the links given, and to no others. What one program could not be attached to is
-/// reported; the rest is done.
+/// reported; the rest is done. What someone had detached is added to `detached`, by its pin.
 pub(crate) fn settle(
     object: &mut Ebpf,
     pins: &Path,
     wanted: &BTreeMap<&'static str, BTreeSet<String>>,
+    detached: &mut Vec<PathBuf>,
 ) -> Vec<EbpfError> {
     let mut errors = Vec::new();
     let mut stay = BTreeSet::new();
@@ -55,7 +56,10 @@ pub(crate) fn settle(
                     continue;
                 }
             };
-            errors.extend(attach(object, program, link, &pin).err());
+            match attach(object, program, link, &pin) {
+                Ok(was_detached) => detached.extend(was_detached.then(|| pin.clone())),
+                Err(error) => errors.push(error),
+            }
             stay.insert(pin);
         }
     }
@@ -86,7 +90,19 @@ pub(crate) fn present(pins: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
-fn attach(object: &mut Ebpf, name: &'static str, link: &str, pin: &Path) -> Result<(), EbpfError> {
+/// Whether someone detached a pinned link: its program is not among those that are attached there.
+pub(crate) fn is_detached(pin: &Path, attached: &[u32]) -> bool {
+    let info = || FdLink::from(PinnedLink::from_pin(pin).ok()?).info().ok();
+    info().is_some_and(|info| !attached.contains(&info.program_id()))
+}
+
+/// Tells whether there was a pin, and someone had detached what it held.
+fn attach(
+    object: &mut Ebpf,
+    name: &'static str,
+    link: &str,
+    pin: &Path,
+) -> Result<bool, EbpfError> {
     let program: &mut SchedClassifier = object
         .program_mut(name)
         .and_then(|program| program.try_into().ok())
@@ -99,17 +115,20 @@ fn attach(object: &mut Ebpf, name: &'static str, link: &str, pin: &Path) -> Resu
         }
     };
     let id = program.info().map_err(refused("read"))?.id();
+    let mut was_detached = false;
     if pin.exists() {
         let (_, attached) =
             SchedClassifier::query_tcx(link, TcAttachType::Ingress).map_err(refused("query"))?;
-        if attached.iter().any(|info| info.id() == id) {
-            return Ok(());
+        let attached: Vec<u32> = attached.iter().map(ProgramInfo::id).collect();
+        if attached.contains(&id) {
+            return Ok(false);
         }
+        was_detached = is_detached(pin, &attached);
         if replace(program, pin).is_ok() {
             let (_, attached) = SchedClassifier::query_tcx(link, TcAttachType::Ingress)
                 .map_err(refused("query"))?;
             if attached.iter().any(|info| info.id() == id) {
-                return Ok(());
+                return Ok(was_detached);
             }
         }
         // Of a link that was detached by someone, or of another one that had the index before.
@@ -133,7 +152,7 @@ fn attach(object: &mut Ebpf, name: &'static str, link: &str, pin: &Path) -> Resu
         link: link.to_owned(),
         source,
     })?;
-    Ok(())
+    Ok(was_detached)
 }
 
 /// Puts the program behind a link of an earlier agent; no packet passes it by.

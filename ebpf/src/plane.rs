@@ -68,6 +68,8 @@ pub struct EbpfPlane {
     books: Books,
     resets: Resets,
     predecessor: Predecessor,
+    /// What someone had detached, since it was asked for.
+    detached: Vec<PathBuf>,
 }
 
 /// Where a backend is to be reached; all zero is nowhere.
@@ -120,13 +122,19 @@ impl EbpfPlane {
             (FROM_MESH, meshes.collect()),
             (FROM_TASK, tasks.collect()),
         ]);
-        errors.extend(links::settle(&mut self.object, &self.pins, &wanted));
+        errors.extend(links::settle(
+            &mut self.object,
+            &self.pins,
+            &wanted,
+            &mut self.detached,
+        ));
         // Without them the relay has the node's own processes, as `sockets` tells; all else is whole.
         self.sockets.settle(
             surroundings,
             &sources(&self.served, surroundings, &self.places),
             &self.pins,
             self.predecessor.pins(),
+            &mut self.detached,
         );
         if errors.is_empty() {
             Ok(())
@@ -142,6 +150,12 @@ impl EbpfPlane {
     pub fn sockets(&self) -> Result<(), Unavailable> {
         let lost = self.sockets.lost();
         lost.map_or(Ok(()), |why| Err(Unavailable(why.to_owned())))
+    }
+
+    /// The programs that someone had detached although their pins are there, by their pins, since the last call:
+    /// [`Self::surround`] has attached them again.
+    pub fn take_detached(&mut self) -> Vec<PathBuf> {
+        std::mem::take(&mut self.detached)
     }
 
     #[cfg(test)]

@@ -5,7 +5,12 @@ mod cgroup;
 mod links;
 mod query;
 
-use std::{collections::BTreeMap, error::Error, net::Ipv4Addr, path::Path};
+use std::{
+    collections::BTreeMap,
+    error::Error,
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+};
 
 use aya::{Ebpf, EbpfLoader};
 
@@ -35,16 +40,18 @@ struct Loaded {
 
 impl Sockets {
     /// Has the programs on the cgroup of the surroundings, or on none. `sources` are the addresses to connect from, by
-    /// the network's place; `pins` has the maps and the links. What a `predecessor` with other layouts knew is copied.
+    /// the network's place; `pins` has the maps and the links. What a `predecessor` with other layouts knew is copied, and
+    /// what someone had detached is added to `detached`.
     pub(crate) fn settle(
         &mut self,
         around: &Surroundings,
         sources: &BTreeMap<u32, &[Ipv4Addr]>,
         pins: &Path,
         predecessor: Option<&Path>,
+        detached: &mut Vec<PathBuf>,
     ) {
         let done = match &around.cgroup {
-            Some(cgroup) => self.attach(cgroup, sources, pins, predecessor),
+            Some(cgroup) => self.attach(cgroup, sources, pins, predecessor, detached),
             None => self.detach(pins),
         };
         self.lost = match done {
@@ -70,6 +77,7 @@ impl Sockets {
         sources: &BTreeMap<u32, &[Ipv4Addr]>,
         pins: &Path,
         predecessor: Option<&Path>,
+        detached: &mut Vec<PathBuf>,
     ) -> Result<(), EbpfError> {
         let loaded = match self.loaded.take() {
             Some(loaded) => loaded,
@@ -78,7 +86,7 @@ impl Sockets {
         let loaded = self.loaded.insert(loaded);
         let sources = sources.iter().map(|(network, ips)| (*network, listed(ips)));
         fill(&mut loaded.sources, &sources.collect(), "source addresses")?;
-        links::attach(&mut loaded.object, cgroup, pins)
+        links::attach(&mut loaded.object, cgroup, pins, detached)
     }
 }
 

@@ -145,6 +145,7 @@ impl EbpfPlane {
             books: Books::default(),
             resets,
             predecessor,
+            detached: Vec::new(),
         };
         plane.adopt()?;
         Ok(plane)

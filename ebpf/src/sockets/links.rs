@@ -12,7 +12,7 @@ use aya::{
 };
 
 use super::query;
-use crate::EbpfError;
+use crate::{EbpfError, links};
 
 /// The programs, named after the calls that they are attached to, with the kernel's numbers of these
 /// (`enum bpf_attach_type`). What restores an address comes before what changes it, so that no process ever sees
@@ -60,8 +60,13 @@ pub(super) fn detach(dir: &Path) -> Result<(), EbpfError> {
     pins(dir).into_iter().try_for_each(|pin| unpin(&pin))
 }
 
-/// Attaches the programs to a cgroup, and to no other.
-pub(super) fn attach(object: &mut Ebpf, cgroup: &Path, dir: &Path) -> Result<(), EbpfError> {
+/// Attaches the programs to a cgroup, and to no other. What someone had detached is added to `detached`, by its pin.
+pub(super) fn attach(
+    object: &mut Ebpf,
+    cgroup: &Path,
+    dir: &Path,
+    detached: &mut Vec<PathBuf>,
+) -> Result<(), EbpfError> {
     let root = File::open(cgroup).map_err(|source| EbpfError::Cgroup {
         path: cgroup.to_owned(),
         source,
@@ -80,7 +85,10 @@ pub(super) fn attach(object: &mut Ebpf, cgroup: &Path, dir: &Path) -> Result<(),
         if pin.exists() && attached.contains(&id) {
             return Ok(());
         }
-        attach_one(program(object, hook)?, hook, &root, &pin)
+        let was_detached = links::is_detached(&pin, &attached);
+        attach_one(program(object, hook)?, hook, &root, &pin)?;
+        detached.extend(was_detached.then_some(pin));
+        Ok(())
     })
 }
 

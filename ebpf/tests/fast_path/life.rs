@@ -13,7 +13,7 @@ use anyhow::{Result, ensure};
 use portolan_ebpf::{EbpfError, EbpfPlane};
 use portolan_model::Protocol;
 use portolan_plane::{BackendState, DataPlane, Op, Plan};
-use portolan_testbed::{Namespace, http_get, wait_until};
+use portolan_testbed::{Namespace, detach_link, http_get, wait_until};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::{
@@ -121,6 +121,23 @@ fn a_link_that_was_detached_is_attached_again() -> Result<()> {
         Ok(get().is_err().then_some(()))
     })?;
     cluster.threads[0].run(super::cluster::Inside::surround);
+    get()?;
+    // And with its pin kept, which is told: a pin that is gone is seen from outside.
+    let pin = cluster.threads[0].run(|inside| {
+        assert!(inside.plane().take_detached().is_empty());
+        let pins = EbpfPlane::pins(&inside.pins).unwrap();
+        let mut pins = pins.into_iter();
+        let pin = pins.find(|pin| pin.to_string_lossy().contains("from_outside-"));
+        let pin = pin.expect("no pin");
+        detach_link(&pin).map(|()| pin)
+    })?;
+    ensure!(get().is_err(), "it was not detached");
+    cluster.threads[0].run(|inside| {
+        inside.surround();
+        assert_eq!(inside.plane().take_detached(), [pin]);
+        inside.surround();
+        assert!(inside.plane().take_detached().is_empty());
+    });
     get()?;
     Ok(())
 }

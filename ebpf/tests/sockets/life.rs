@@ -10,10 +10,10 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use portolan_ebpf::EbpfPlane;
 use portolan_model::Protocol;
-use portolan_testbed::{http_get, nginx, wait_until};
+use portolan_testbed::{detach_link, http_get, nginx, wait_until};
 
 use crate::{
     cluster::Cluster,
@@ -123,6 +123,19 @@ fn a_hook_that_was_detached_is_attached_again() -> Result<()> {
         Ok(get(&cluster).is_err().then_some(()))
     })?;
     cluster.threads[0].run(crate::cluster::Inside::surround);
+    get(&cluster)?;
+    let pin = cluster.threads[0].run(|inside| {
+        inside.plane().take_detached();
+        let mut pins = EbpfPlane::pins(&inside.pins)?.into_iter();
+        let pin = pins.find(|pin| pin.ends_with("connect4"));
+        let pin = pin.context("no pin")?;
+        detach_link(&pin).map(|()| pin)
+    })?;
+    ensure!(get(&cluster).is_err(), "it was not detached");
+    cluster.threads[0].run(|inside| {
+        inside.surround();
+        assert_eq!(inside.plane().take_detached(), [pin]);
+    });
     get(&cluster)?;
     Ok(())
 }

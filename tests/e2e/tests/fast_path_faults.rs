@@ -1,6 +1,9 @@
 //! The fast path under load, while agents die, programs are detached, and nodes have none.
 
-use std::{env, fs, time::Duration};
+use std::{
+    env, fs,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, ensure};
 use portolan_e2e::{
@@ -8,7 +11,7 @@ use portolan_e2e::{
     answers::{Answers, each},
     stream::{PacedStream, echo_server},
 };
-use portolan_testbed::{Load, LoadOptions, Process, Protocol, wait_until};
+use portolan_testbed::{Load, LoadOptions, Process, Protocol, detach_link, wait_until};
 
 const STACK: &str = "
 services:
@@ -129,6 +132,15 @@ fn leaked(cluster: &Cluster) -> Result<u64> {
     Ok(packets.parse()?)
 }
 
+/// How someone takes a program off a link.
+#[derive(Debug, Clone, Copy)]
+enum By {
+    /// Removing the pin, which is all that holds it.
+    Pin,
+    /// Detaching it; the pin stays.
+    Detaching,
+}
+
 /// Detaches a program from all links of a node by hand, under load, and holds the agent and all that is begun from then on
 /// to the promises.
 fn detached(program: &str, node: usize) -> Result<()> {
@@ -163,21 +175,45 @@ fn detached(program: &str, node: usize) -> Result<()> {
         LoadOptions::per_second(50),
     )?;
     answered(&load, 50)?;
-    // The pin is all that holds the link.
-    for pin in &before {
-        fs::remove_file(pin)?;
+    let mut rounds = Vec::new();
+    for by in [By::Pin, By::Detaching] {
+        let metric = match by {
+            By::Pin => "portolan_fast_path_lost_pins_total",
+            By::Detaching => "portolan_fast_path_detached_programs_total",
+        };
+        let from = load.elapsed();
+        for pin in &before {
+            match by {
+                By::Pin => fs::remove_file(pin)?,
+                By::Detaching => detach_link(pin)?,
+            }
+        }
+        let begin = Instant::now();
+        rounds.push((from, load.elapsed()));
+        wait_until(HEALED, format!("{program} is attached again"), || {
+            let noted = cluster.metric(node, metric, &[])?;
+            let whole = pins()?.len() == before.len() && noted >= before.len() as f64;
+            Ok(whole.then_some(()))
+        })?;
+        ensure!(
+            begin.elapsed() < HEALED,
+            "{by:?}: after {:?}",
+            begin.elapsed()
+        );
+        answered(&load, 50)?;
+        ensure!(cluster.ask(to, Protocol::Tcp)? == "a2");
     }
-    let since = load.elapsed();
-    wait_until(HEALED, format!("{program} is attached again"), || {
-        Ok((pins()?.len() == before.len()).then_some(()))
-    })?;
-    answered(&load, 100)?;
-    ensure!(cluster.ask(to, Protocol::Tcp)? == "a2");
+    for told in ["has removed a pin", "has detached a program"] {
+        let log = cluster.agent(node)?.log_text()?;
+        ensure!(log.contains(told), "nobody {told}:\n{log}");
+    }
     let report = load.stop()?;
     for failure in &report.failures {
+        let under_way =
+            |(from, to): &(_, _)| failure.at <= *to && failure.at + failure.took >= *from;
         ensure!(
-            failure.at < since,
-            "a new connection failed, detached at {since:?}: {report}"
+            rounds.iter().any(under_way),
+            "a new connection failed, detached at {rounds:?}: {report}"
         );
     }
     ensure!(report.slowest < TWO_RETRANSMISSIONS, "{report}");

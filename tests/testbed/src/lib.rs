@@ -26,6 +26,7 @@
 //! place of its [`binary`].
 
 mod binary;
+mod bpf;
 mod clients;
 mod docker;
 mod forward;
@@ -40,6 +41,7 @@ mod udp;
 mod wait;
 
 pub use binary::binary;
+pub use bpf::detach_link;
 pub use clients::{Asked, UdpClients, ask_from};
 pub use docker::{Engine, Swarm};
 pub use forward::{Forward, Protocol};

@@ -45,6 +45,8 @@ pub(super) struct FastStanding {
     pub pins: Vec<String>,
     /// How many pins someone had removed.
     pub lost_pins: u64,
+    /// How many programs someone had detached, while their pins stayed.
+    pub detached: u64,
     /// Whether others may rely on it; `None` until that is known.
     pub reliable: Option<bool>,
 }
@@ -84,6 +86,7 @@ pub(super) struct FastPath {
     /// What was pinned after the last look.
     pinned: Vec<String>,
     lost_pins: u64,
+    detached: u64,
     /// When its flows are to be looked after.
     sweep_at: Instant,
     unswept: Option<String>,
@@ -126,6 +129,7 @@ impl FastPath {
             peers: BTreeMap::new(),
             pinned: Vec::new(),
             lost_pins: 0,
+            detached: 0,
             sweep_at: Instant::now(),
             unswept: None,
         }
@@ -180,6 +184,7 @@ impl FastPath {
         let new = match std::mem::replace(&mut self.state, State::Serving { underlay }) {
             State::Waiting { mut plane, .. } => {
                 self.note(plane.surround(&surroundings));
+                self.note_detached(&mut plane);
                 planes.set_fast(*plane);
                 true
             }
@@ -188,6 +193,7 @@ impl FastPath {
         if !new && let Some(plane) = planes.fast_mut() {
             let surrounded = plane.surround(&surroundings);
             self.note(surrounded);
+            self.note_detached(plane);
             // By now its maps are filled, and no packet misses the others.
             if !std::mem::replace(&mut self.alone, true)
                 && let Err(error) = pins::remove_other_layouts(&self.options.pins, plane)
@@ -263,6 +269,7 @@ impl FastPath {
                 .map(|why| why.0),
             pins: self.pinned.clone(),
             lost_pins: self.lost_pins,
+            detached: self.detached,
             reliable: match self.state {
                 State::New => None,
                 State::Waiting { .. } if self.waiting.is_none_or(|at| at.elapsed() < UNKNOWN) => {
@@ -336,6 +343,17 @@ impl FastPath {
                 "someone has removed a pin of the fast path; what it held is attached again"
             );
             self.lost_pins += 1;
+        }
+    }
+
+    /// Notes what someone has detached by the link itself, whose pin stays.
+    fn note_detached(&mut self, plane: &mut EbpfPlane) {
+        for pin in plane.take_detached() {
+            tracing::warn!(
+                pin = %pin.display(),
+                "someone has detached a program of the fast path; it is attached again"
+            );
+            self.detached += 1;
         }
     }
 }

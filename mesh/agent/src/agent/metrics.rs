@@ -110,6 +110,7 @@ impl Counted {
             }
         }
         to.add(&d::FAST_PATH_LOST_PINS, &[], fast.lost_pins);
+        to.add(&d::FAST_PATH_DETACHED, &[], fast.detached);
         for (counter, packets) in &self.plane.packets {
             to.add(&d::FAST_PATH_PACKETS, &[counter.name], *packets);
         }

@@ -78,6 +78,8 @@ definitions! {
 
     FAST_PATH_LOST_PINS = Counter "portolan_fast_path_lost_pins_total" []
         "Pins of the fast path that someone had removed; the programs that they held were attached again.";
+    FAST_PATH_DETACHED = Counter "portolan_fast_path_detached_programs_total" []
+        "Programs of the fast path that someone had detached, while their pins stayed; they were attached again.";
 
     OVERLAY_ERRORS = Counter "portolan_overlay_programming_errors_total" []
         "Operations on links, routes, neighbours and rules that the kernel refused; they are tried again.";
