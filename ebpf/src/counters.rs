@@ -30,3 +30,40 @@ pub const COUNTERS: [Counter; TABLE.len()] = {
     }
     all
 };
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path};
+
+    use super::*;
+
+    /// Adds the text of all tests below a directory.
+    fn tests(of: &Path, text: &mut String) {
+        if of.is_dir() {
+            for entry in fs::read_dir(of).unwrap() {
+                tests(&entry.unwrap().path(), text);
+            }
+        } else {
+            text.push_str(&fs::read_to_string(of).unwrap());
+        }
+    }
+
+    #[test]
+    fn every_reason_is_in_a_test() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let mut text = String::new();
+        for place in [
+            "src/plane/packets",
+            "src/sockets/tests",
+            "tests",
+            "../tests/e2e/tests",
+        ] {
+            tests(&root.join(place), &mut text);
+        }
+        let untested = COUNTERS
+            .iter()
+            .map(|counter| counter.name)
+            .filter(|name| !text.contains(&format!("\"{name}\"")));
+        assert_eq!(untested.collect::<Vec<_>>(), Vec::<&str>::new());
+    }
+}

@@ -1,10 +1,12 @@
 //! Each program by itself (`BPF_PROG_TEST_RUN`): a packet in, and out come a verdict, a packet with right checksums,
 //! and entries in the maps. Needs root. Each test has a network namespace and a BPF file system of its own.
 
+mod agent;
 mod bytes;
 mod callers;
 mod changes;
 mod choices;
+mod collisions;
 mod compilers;
 mod cost;
 mod fragments;
@@ -18,7 +20,7 @@ mod tracing;
 mod upgrade;
 mod vlan;
 
-use std::{path::Path, sync::Arc, thread};
+use std::{path::Path, sync::Arc, thread, time::Duration};
 
 use aya::{
     TestRunOptions,
@@ -221,10 +223,33 @@ impl Rig {
 
 /// A link of the test's namespace.
 fn link(name: &str) {
-    let added = std::process::Command::new("ip")
-        .args(["link", "add", name, "type", "bridge"])
+    ip(&format!("link add {name} type bridge"));
+}
+
+/// A pair of links that are up.
+fn cable(end: &str, other: &str) {
+    ip(&format!("link add {end} type veth peer name {other}"));
+    for name in [end, other] {
+        ip(&format!("link set {name} up"));
+    }
+    for name in [end, other] {
+        // The kernel lets packets through a little later.
+        let mut show = std::process::Command::new("ip");
+        show.args(["-o", "link", "show", name]);
+        portolan_testbed::wait_until(Duration::from_secs(5), format!("{name} is up"), || {
+            let shown = String::from_utf8(show.output()?.stdout)?;
+            Ok(shown.contains(" state UP ").then_some(()))
+        })
+        .unwrap();
+    }
+}
+
+/// Runs `ip` in the test's namespace.
+fn ip(args: &str) {
+    let done = std::process::Command::new("ip")
+        .args(args.split(' '))
         .status();
-    assert!(added.unwrap().success());
+    assert!(done.unwrap().success(), "ip {args}");
 }
 
 /// One end of a flow, of either family.

@@ -1,7 +1,8 @@
 //! Packets that come by another way than their flow, and tasks that take the place of others.
 
 use std::{
-    net::{Ipv4Addr, SocketAddr, UdpSocket},
+    io::{Read, Write},
+    net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket},
     thread,
     time::Duration,
 };
@@ -40,11 +41,25 @@ fn ask(socket: &UdpSocket, to: SocketAddr) -> Result<Vec<u8>> {
 /// A datagram in a packet in a frame in the tunnel's header.
 fn tunnelled(from: (Ipv4Addr, u16), to: (Ipv4Addr, u16), payload: &[u8]) -> Vec<u8> {
     let length = 8 + payload.len() as u16;
+    let fields = [from.1, to.1, length, 0];
+    let header = fields.map(u16::to_be_bytes).concat();
+    in_tunnel(17, from.0, to.0, &[&header, payload].concat())
+}
+
+/// The same with a segment in the middle of a connection. Its checksum says nothing.
+fn segment(from: (Ipv4Addr, u16), to: (Ipv4Addr, u16), payload: &[u8]) -> Vec<u8> {
+    let ports = [from.1, to.1].map(u16::to_be_bytes).concat();
+    // At 1, with all acknowledged up to 2.
+    let rest = [0, 0, 0, 1, 0, 0, 0, 2, 5 << 4, 16, 0x20, 0, 0, 0, 0, 0];
+    in_tunnel(6, from.0, to.0, &[&ports, &rest[..], payload].concat())
+}
+
+fn in_tunnel(protocol: u8, from: Ipv4Addr, to: Ipv4Addr, payload: &[u8]) -> Vec<u8> {
     let mut ip = vec![0x45, 0];
-    ip.extend((20 + length).to_be_bytes());
-    ip.extend([0, 0, 0, 0, 64, 17, 0, 0]);
-    ip.extend(from.0.octets());
-    ip.extend(to.0.octets());
+    ip.extend((20 + payload.len() as u16).to_be_bytes());
+    ip.extend([0, 0, 0, 0, 64, protocol, 0, 0]);
+    ip.extend(from.octets());
+    ip.extend(to.octets());
     let words = ip
         .chunks(2)
         .map(|word| u32::from(u16::from_be_bytes([word[0], word[1]])));
@@ -56,9 +71,6 @@ fn tunnelled(from: (Ipv4Addr, u16), to: (Ipv4Addr, u16), payload: &[u8]) -> Vec<
     frame.extend([2; 12]);
     frame.extend([8, 0]);
     frame.extend(ip);
-    for field in [from.1, to.1, length, 0] {
-        frame.extend(field.to_be_bytes());
-    }
     frame.extend(payload);
     frame
 }
@@ -87,6 +99,35 @@ fn an_answer_by_a_node_that_is_not_the_tasks_is_dropped() -> Result<()> {
     let mut answer = [0; 16];
     let length = socket.recv(&mut answer)?;
     assert_eq!(&answer[..length], b"forged");
+    Ok(())
+}
+
+/// Only what begins a connection can be given another task.
+#[test]
+fn a_segment_by_another_node_does_not_reach_a_connection_of_the_same_ends() -> Result<()> {
+    let cluster = Cluster::new(2)?;
+    let task = cluster.task(2, "t1", "10.208.2.2")?;
+    let listener = task.enter(|| Ok(TcpListener::bind("10.208.2.2:80")?))?;
+    cluster.publish(8080, Protocol::Tcp, &[(2, "10.208.2.2")]);
+    let client = cluster.lab.client("c1")?;
+    let mut connection = crate::life::connect(&client, cluster.nodes[1].at(8080))?;
+    let (mut served, from) = listener.accept()?;
+    assert_eq!(from, connection.local_addr()?);
+    let stray = segment(
+        (client.ipv4(), from.port()),
+        ("10.208.2.2".parse()?, 80),
+        b"stray",
+    );
+    let tunnel = cluster.nodes[1].at(4789);
+    cluster.nodes[0].enter(|| Ok(UdpSocket::bind("0.0.0.0:0")?.send_to(&stray, tunnel)?))?;
+    wait_until(Duration::from_secs(5), "the stray is dropped", || {
+        Ok((cluster.counter(2, "drop_collision") == 1).then_some(()))
+    })?;
+    // The connection goes on by the node that it came by.
+    connection.write_all(b"own")?;
+    let mut got = [0; 16];
+    let length = served.read(&mut got)?;
+    assert_eq!(&got[..length], b"own");
     Ok(())
 }
 

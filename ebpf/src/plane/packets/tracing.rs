@@ -372,6 +372,7 @@ fn what_there_is_no_room_for_is_counted() {
         let lost = tracer.lost().unwrap();
         assert_eq!(read as u64 + lost, 14_000);
         assert!(lost > 0, "{read} fitted");
+        assert_eq!(rig.count("trace_lost"), lost);
         assert_eq!(listen(rig, all_of_the_client()).lost().unwrap(), 0);
     });
 }

@@ -1,6 +1,6 @@
 //! Packets of VLANs, sent as by a cable: only the kernel's way in takes the tag off, no test run does.
 
-use std::{io, os::fd::AsRawFd, time::Duration};
+use std::{io, os::fd::AsRawFd};
 
 use rustix::net::{AddressFamily, SocketType, socket};
 
@@ -34,20 +34,11 @@ fn send(link: &str, frame: &[u8]) {
     );
 }
 
-fn ip(args: &str) {
-    let done = std::process::Command::new("ip")
-        .args(args.split(' '))
-        .status();
-    assert!(done.unwrap().success(), "ip {args}");
-}
-
 /// It is the VLAN device's, and the program on that sees it without the tag.
 #[test]
 fn a_packet_with_a_tag_is_left_alone() {
     on_rig(|rig| {
-        ip("link add cable type veth peer name nic");
-        ip("link set cable up");
-        ip("link set nic up");
+        cable("cable", "nic");
         let mut around = rig.plane.surroundings.clone();
         around.outside.insert("nic".into());
         rig.plane.surround(&around).unwrap();
