@@ -2,11 +2,15 @@
 
 #![expect(clippy::indexing_slicing, reason = "a test of missing JSON has failed")]
 
-use std::{net::Ipv4Addr, time::Duration};
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, ensure};
-use portolan_e2e::{Cluster, Options, Task};
+use portolan_e2e::{Cluster, Options, Plane, Task, on_both_planes};
 use portolan_testbed::{Namespace, redis};
+use serde_json::Value;
 
 const STACK: &str = "
 services:
@@ -38,7 +42,7 @@ fn gateway(cluster: &Cluster, node: usize, network: &str) -> Result<String> {
     slice(&rows, network, &name).context("no slice")
 }
 
-fn slice(rows: &serde_json::Value, network: &str, node: &str) -> Option<String> {
+fn slice(rows: &Value, network: &str, node: &str) -> Option<String> {
     let row = rows.as_array()?.iter().find(|row| row["name"] == network)?;
     let slices = row["slices"]
         .as_array()?
@@ -58,6 +62,35 @@ fn guest(cluster: &Cluster, label: &str, node: usize, network: &str) -> Result<N
     Ok(netns)
 }
 
+/// Waits until the fast path, where a node has it, carries the virtual addresses that lead to tasks: from then on no
+/// packet to one of them is the relay's.
+fn wait_carried(cluster: &Cluster, node: usize) -> Result<()> {
+    if cluster.plane(node) == Plane::Relay {
+        return Ok(());
+    }
+    let is_vip = |row: &Value| {
+        row["frontend"]
+            .as_str()
+            .is_some_and(|at| at.contains(":*/"))
+    };
+    let what = "the fast path carries the virtual addresses";
+    cluster.wait_for(node, what, &["status"], |status| {
+        let rows = status["ports"].as_array().into_iter().flatten();
+        let mut vips = rows
+            .filter(|row| row["active"] != 0 && is_vip(row))
+            .peekable();
+        vips.peek().is_some() && vips.all(|row| row["plane"] == "ebpf")
+    })?;
+    Ok(())
+}
+
+/// How many flows to redis the fast path of all nodes has begun.
+fn begun_by_fast_path(cluster: &Cluster) -> Result<f64> {
+    let labels = ["plane=\"ebpf\"", "service=\"redis\""];
+    let flows = |node| cluster.metric(node, "portolan_plane_flows_total", &labels);
+    (0..cluster.len()).map(flows).sum()
+}
+
 /// What dig prints for a question to a namespace's own resolver.
 fn dig(netns: &Namespace, args: &[&str]) -> Result<Vec<String>> {
     let mut line = vec!["dig", "+short", "+time=2", "+tries=1"];
@@ -70,9 +103,25 @@ fn curl(netns: &Namespace, url: &str) -> Result<String> {
     Ok(netns.run(["curl", "-sS", "--max-time", "3", url])?.stdout)
 }
 
+/// Its address on the network.
+fn guest_address(guest: &Namespace) -> Result<IpAddr> {
+    let shown = guest.run(["ip", "-4", "-o", "address", "show", "dev", "eth0"])?;
+    let mut words = shown.stdout.split_whitespace().skip_while(|w| *w != "inet");
+    let address = words.nth(1).and_then(|word| word.split('/').next());
+    Ok(address.context("no address")?.parse()?)
+}
+
 /// The name of the task that answered: the first line of `whoami`.
 fn who(answer: &str) -> String {
     answer.lines().next().unwrap_or_default().to_owned()
+}
+
+/// The address that the task that answered has for its client's.
+fn seen(answer: &str) -> Option<IpAddr> {
+    let client = answer
+        .lines()
+        .find_map(|line| line.strip_prefix("client: "))?;
+    Some(client.parse::<SocketAddr>().ok()?.ip())
 }
 
 fn tasks(cluster: &mut Cluster) -> Result<Vec<Task>> {
@@ -85,9 +134,15 @@ fn tasks(cluster: &mut Cluster) -> Result<Vec<Task>> {
     ])
 }
 
-#[test]
-fn names_lead_to_tasks_on_shared_networks_only() -> Result<()> {
-    let mut cluster = Cluster::start("names", Options::nodes(3))?;
+on_both_planes! {
+    names_lead_to_tasks_on_shared_networks_only,
+    names_that_are_not_ours_are_forwarded_but_not_from_internal_networks,
+    a_hit_counter_finds_redis_by_name,
+    a_name_is_known_again_at_once_after_the_agent_was_away,
+}
+
+fn names_lead_to_tasks_on_shared_networks_only(plane: Plane) -> Result<()> {
+    let mut cluster = Cluster::start("names", Options::nodes(3).plane(plane))?;
     cluster.apply(0, STACK)?;
     let tasks = tasks(&mut cluster)?;
     for service in ["web", "rr"] {
@@ -95,6 +150,7 @@ fn names_lead_to_tasks_on_shared_networks_only() -> Result<()> {
     }
     cluster.wait_healthy_everywhere("hidden", 1)?;
     let guest = guest(&cluster, "guest", 2, "app")?;
+    wait_carried(&cluster, 2)?;
     let on_app = |task: &Task| task.address("app").map(str::to_owned);
     let mut web = vec![on_app(&tasks[0])?, on_app(&tasks[1])?];
     let mut rr = vec![on_app(&tasks[2])?, on_app(&tasks[3])?];
@@ -138,9 +194,17 @@ fn names_lead_to_tasks_on_shared_networks_only() -> Result<()> {
     let tcp = dig(&guest, &["+tcp", "web"])?;
     ensure!(tcp == vip, "over TCP: {tcp:?}");
 
-    // The VIP is balanced, exactly.
+    // The VIP is balanced, exactly. On the fast path a task sees who called, on the relay the node that relayed.
+    let own = guest_address(&guest)?;
     let mut answers = (0..10)
-        .map(|_| Ok(who(&curl(&guest, "http://web/")?)))
+        .map(|_| {
+            let answer = curl(&guest, "http://web/")?;
+            ensure!(
+                (seen(&answer) == Some(own)) == (plane == Plane::Ebpf),
+                "{own} calls: {answer}"
+            );
+            Ok(who(&answer))
+        })
         .collect::<Result<Vec<_>>>()?;
     answers.sort();
     ensure!(answers[..5].iter().all(|a| *a == answers[0]), "{answers:?}");
@@ -174,11 +238,12 @@ fn names_lead_to_tasks_on_shared_networks_only() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn names_that_are_not_ours_are_forwarded_but_not_from_internal_networks() -> Result<()> {
+fn names_that_are_not_ours_are_forwarded_but_not_from_internal_networks(
+    plane: Plane,
+) -> Result<()> {
     // The lab's client is the nodes' resolver: an agent's DNS server is one, so another cluster's would do;
     // socat answers any query with one fixed address, which is all that is asked here.
-    let mut cluster = Cluster::prepare("forward", Options::nodes(1))?;
+    let mut cluster = Cluster::prepare("forward", Options::nodes(1).plane(plane))?;
     let upstream = cluster.client.ipv4().to_string();
     let zone = cluster.client.dir().join("answer.py");
     std::fs::write(&zone, UPSTREAM)?;
@@ -214,9 +279,8 @@ while True:
     s.sendto(query[:2] + b'\x81\x80\x00\x01\x00\x01\x00\x00\x00\x00' + query[12:end] + answer, client)
 ";
 
-#[test]
-fn a_hit_counter_finds_redis_by_name() -> Result<()> {
-    let cluster = Cluster::start("hits", Options::nodes(2))?;
+fn a_hit_counter_finds_redis_by_name(plane: Plane) -> Result<()> {
+    let cluster = Cluster::start("hits", Options::nodes(2).plane(plane))?;
     cluster.apply(0, STACK)?;
     let store = cluster.lab.task("redis1")?;
     let _redis = redis(&store, 6379)?;
@@ -227,6 +291,10 @@ fn a_hit_counter_finds_redis_by_name() -> Result<()> {
         guest(&cluster, "front1", 0, "app")?,
         guest(&cluster, "front2", 1, "app")?,
     ];
+    for node in 0..2 {
+        wait_carried(&cluster, node)?;
+    }
+    let begun = begun_by_fast_path(&cluster)?;
     for hit in 1..=10 {
         let front = &fronts[hit % 2];
         let count = front
@@ -237,18 +305,29 @@ fn a_hit_counter_finds_redis_by_name() -> Result<()> {
             "hit {hit} was counted as {count}"
         );
     }
+    let begun = begun_by_fast_path(&cluster)? - begun;
+    let expected = if plane == Plane::Ebpf { 10.0 } else { 0.0 };
+    ensure!(
+        (begun - expected).abs() < 0.5,
+        "the fast path began {begun} connections"
+    );
     Ok(())
 }
 
-#[test]
-fn a_name_is_known_again_at_once_after_the_agent_was_away() -> Result<()> {
-    let mut cluster = Cluster::start("again", Options::nodes(2))?;
+fn a_name_is_known_again_at_once_after_the_agent_was_away(plane: Plane) -> Result<()> {
+    let mut cluster = Cluster::start("again", Options::nodes(2).plane(plane))?;
     cluster.apply(0, STACK)?;
     let _task = cluster.whoami("web1", 1, "web")?;
     cluster.wait_healthy_everywhere("web", 1)?;
     let guest = guest(&cluster, "guest", 0, "app")?;
+    wait_carried(&cluster, 0)?;
     let vip = dig(&guest, &["web"])?;
     cluster.kill_agent(0)?;
+    if plane == Plane::Ebpf {
+        // Without an agent there are no names, and the address leads on.
+        let answer = curl(&guest, &format!("http://{}/", vip[0]))?;
+        ensure!(who(&answer).contains("web1"), "{answer}");
+    }
     cluster.start_agent(0)?;
     cluster.wait_node_ready(0)?;
     let within = Duration::from_secs(5);
