@@ -48,13 +48,13 @@ fn guest(cluster: &Cluster, label: &str, node: usize) -> Result<(Namespace, Proc
 }
 
 on_both_planes! {
+    an_agent_that_is_killed_ends_its_own_relaying_and_nothing_else,
     an_agent_remembers_over_its_restart,
     a_service_outlives_the_node_that_declared_it,
 }
 
-#[test]
-fn an_agent_that_is_killed_ends_its_own_relaying_and_nothing_else() -> Result<()> {
-    let mut cluster = Cluster::start("kill9", Options::nodes(3))?;
+fn an_agent_that_is_killed_ends_its_own_relaying_and_nothing_else(plane: Plane) -> Result<()> {
+    let mut cluster = Cluster::start("kill9", Options::nodes(3).plane(plane))?;
     cluster.apply(0, STACK)?;
     let task = cluster.whoami("a2", 1, "web")?;
     let _echo = echo_server(&task.netns, 90)?;
@@ -64,23 +64,28 @@ fn an_agent_that_is_killed_ends_its_own_relaying_and_nothing_else() -> Result<()
         .collect::<Result<Vec<_>>>()?;
     cluster.wait_for(2, "three guests", &["tasks"], |all| rows(all).count() == 4)?;
 
-    let relayed_by = |node: usize| PacedStream::start(&cluster.client, cluster.node(node).at(9000));
-    let through_killed = relayed_by(0)?;
+    let published_by =
+        |node: usize| PacedStream::start(&cluster.client, cluster.node(node).at(9000));
+    let through_killed = published_by(0)?;
     let overlay = |from: usize, to: usize| -> Result<PacedStream> {
         PacedStream::start(&guests[from].0, format!("{}:90", guests[to].2).parse()?)
     };
-    // Out of the node whose agent is killed, into it, between two others, and by another one's relay.
-    let streams = [
+    // Out of the node whose agent is killed, into it, between two others, and by another one's published port.
+    let mut streams = vec![
         overlay(0, 1)?,
         overlay(2, 0)?,
         overlay(1, 2)?,
-        relayed_by(2)?,
+        published_by(2)?,
     ];
 
     cluster.kill_agent(0)?;
-    through_killed.broken_within(Duration::from_secs(2))?;
+    match plane {
+        Plane::Relay => drop(through_killed.broken_within(Duration::from_secs(2))?),
+        Plane::Ebpf => streams.insert(0, through_killed),
+    }
     let go_on = |when: &str| {
-        let each = |stream: &PacedStream| stream.goes_on(50);
+        // Well before the others take the node for down, and refuse its tunnel's packets.
+        let each = |stream: &PacedStream| stream.goes_on(20);
         streams
             .iter()
             .try_for_each(each)
@@ -92,7 +97,7 @@ fn an_agent_that_is_killed_ends_its_own_relaying_and_nothing_else() -> Result<()
     let seen = cluster.answers(cluster.node(0).at(8080), Protocol::Tcp, 3)?;
     ensure!(seen == each(&["a2"], 3), "n1 after the restart: {seen:?}");
 
-    // The other end too; the relay of n3 has its backend there.
+    // The other end too; n3 has its backend there.
     cluster.kill_agent(1)?;
     go_on("while n2 has no agent")?;
     cluster.start_agent(1)?;
