@@ -2,15 +2,20 @@
 
 #![expect(clippy::indexing_slicing, reason = "a test of missing JSON has failed")]
 
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::{
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    panic::resume_unwind,
+    sync::Barrier,
+    thread,
+};
 
 use anyhow::{Context, Result, ensure};
 use portolan_e2e::{
     Cluster, Options, PATIENCE, Plane,
-    answers::{each, refused},
+    answers::{by_label, each, refused, seen_as_they_are},
     on_both_planes,
 };
-use portolan_testbed::{Protocol, http_get, nginx, wait_until};
+use portolan_testbed::{Protocol, ask_from, http_get, nginx, wait_until};
 
 const BOTH: [Protocol; 2] = [Protocol::Tcp, Protocol::Udp];
 const STACK: &str = "
@@ -21,6 +26,7 @@ services:
 
 on_both_planes! {
     every_node_reaches_every_task_in_exact_turns,
+    turns_are_exact_also_for_clients_that_come_at_once,
     an_answer_comes_from_the_very_address_asked,
     host_mode_answers_only_where_a_task_runs,
     a_port_left_out_is_chosen_and_kept,
@@ -59,6 +65,42 @@ fn every_node_reaches_every_task_in_exact_turns(plane: Plane) -> Result<()> {
                 );
             }
         }
+    }
+    Ok(())
+}
+
+fn turns_are_exact_also_for_clients_that_come_at_once(plane: Plane) -> Result<()> {
+    const CLIENTS: usize = 8;
+    const CONNECTIONS: usize = 30;
+    const ROUNDS: usize = 3;
+    let mut cluster = Cluster::start("at-once", Options::nodes(3).plane(plane))?;
+    cluster.apply(0, STACK)?;
+    let _tasks = (0..3)
+        .map(|node| cluster.whoami(&format!("a{}", node + 1), node, "web"))
+        .collect::<Result<Vec<_>>>()?;
+    cluster.wait_served("web", 3)?;
+    let (client, to) = (&cluster.client, cluster.node(0).at(8080));
+    let any = vec![(Ipv4Addr::UNSPECIFIED, 0).into(); CONNECTIONS];
+    let fair = each(&["a1", "a2", "a3"], CLIENTS * CONNECTIONS / 3);
+    for round in 0..ROUNDS {
+        let together = Barrier::new(CLIENTS);
+        let ask = || {
+            together.wait();
+            ask_from(client, &any, to, Protocol::Tcp)
+        };
+        let asked = thread::scope(|scope| {
+            let threads: Vec<_> = (0..CLIENTS).map(|_| scope.spawn(ask)).collect();
+            let joined = threads
+                .into_iter()
+                .map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)));
+            joined.collect::<Result<Vec<_>>>()
+        })?;
+        let asked = asked.concat();
+        let seen = match plane {
+            Plane::Relay => by_label(&asked),
+            Plane::Ebpf => seen_as_they_are(&asked)?,
+        };
+        ensure!(seen == fair, "round {round}: {seen:?}");
     }
     Ok(())
 }
