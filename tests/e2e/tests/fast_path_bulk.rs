@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use portolan_e2e::{
-    Cluster, Options, Plane,
+    Cluster, Options, Plane, Task,
     stream::{both_ends, listen},
 };
 use portolan_testbed::Namespace;
@@ -83,25 +83,34 @@ fn both_ways(mtu: u32) -> Result<()> {
     let amount = env::var("PORTOLAN_BULK_MIB")
         .ok()
         .and_then(|mib| mib.parse().ok());
-    let blocks: usize = amount.unwrap_or(AMOUNT);
+    carried(mtu, amount.unwrap_or(AMOUNT), |_, _| Ok(()))
+}
+
+/// Has a cluster, prepared for it, carry so many blocks.
+fn carried(
+    mtu: u32,
+    blocks: usize,
+    prepare: impl FnOnce(&Cluster, &Task) -> Result<()>,
+) -> Result<()> {
     let options = Options::nodes(2).plane(Plane::Ebpf).mtu(mtu);
     let cluster = Cluster::start("bulk", options)?;
     cluster.apply(0, "services: {raw: {ports: ['9000:90']}}\n")?;
     let netns = cluster.lab.task("r1")?;
     let listener = listen(&netns, 90)?;
-    let _task = cluster.add_task(netns, 1, "raw")?;
+    let task = cluster.add_task(netns, 1, "raw")?;
     cluster.wait_served("raw", 1)?;
-    let (client, task) = both_ends(&cluster.client, cluster.node(0).at(9000), &listener)?;
+    prepare(&cluster, &task)?;
+    let (client, server) = both_ends(&cluster.client, cluster.node(0).at(9000), &listener)?;
     ensure!(
-        task.peer_addr()? == client.local_addr()?,
+        server.peer_addr()? == client.local_addr()?,
         "the relay carries it"
     );
     // One way after the other, and both at once.
-    send_and_receive(&client, &task, blocks).context("from the client")?;
-    send_and_receive(&task, &client, blocks).context("to the client")?;
+    send_and_receive(&client, &server, blocks).context("from the client")?;
+    send_and_receive(&server, &client, blocks).context("to the client")?;
     thread::scope(|scope| {
-        let other = scope.spawn(|| send_and_receive(&client, &task, blocks / 4));
-        send_and_receive(&task, &client, blocks / 4)?;
+        let other = scope.spawn(|| send_and_receive(&client, &server, blocks / 4));
+        send_and_receive(&server, &client, blocks / 4)?;
         other.join().unwrap_or_else(|panic| resume_unwind(panic))
     })
     .context("both ways at once")?;
@@ -133,4 +142,47 @@ fn bulk_data_arrives_whole_both_ways_at_mtu_1400() -> Result<()> {
 #[test]
 fn bulk_data_arrives_whole_both_ways_at_mtu_9000() -> Result<()> {
     both_ways(9000)
+}
+
+/// Cards do neither checksums nor segments then: each packet is as it is on a cable, and no sum is left for later.
+#[test]
+fn bulk_data_arrives_whole_both_ways_where_no_card_helps() -> Result<()> {
+    carried(1500, 16, |cluster, task| {
+        let machines: [&Namespace; 4] = [
+            &cluster.client,
+            cluster.node(0),
+            cluster.node(1),
+            &task.netns,
+        ];
+        machines.into_iter().try_for_each(without_offloads)
+    })
+}
+
+/// Takes the offloads from all cards, tunnels and tasks' links of a machine.
+fn without_offloads(machine: &Namespace) -> Result<()> {
+    const OFFLOADS: [&str; 6] = ["rx", "tx", "sg", "tso", "gso", "gro"];
+    let shown = machine.run(["ip", "-o", "link"])?.stdout;
+    let names = shown
+        .lines()
+        .filter_map(|line| line.split([':', '@']).nth(1));
+    let links: Vec<&str> = names
+        .map(str::trim)
+        .filter(|name| ["eth", "ptv"].iter().any(|kind| name.starts_with(kind)))
+        .collect();
+    ensure!(!links.is_empty(), "no link in {shown}");
+    for link in links {
+        let mut line = vec!["ethtool", "-K", link];
+        line.extend(OFFLOADS.iter().flat_map(|offload| [*offload, "off"]));
+        machine.run(line)?;
+        let features = machine.run(["ethtool", "-k", link])?.stdout;
+        for feature in [
+            "tx-checksumming",
+            "tcp-segmentation-offload",
+            "generic-receive-offload",
+        ] {
+            let off = format!("{feature}: off");
+            ensure!(features.contains(&off), "{link}: {features}");
+        }
+    }
+    Ok(())
 }
