@@ -41,7 +41,14 @@ fn is_served(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-/// That nothing answers within a second.
+/// Removes that chain.
+fn no_rule(cluster: &Cluster, node: usize, family: &str) -> Result<()> {
+    let line = ["nft", "delete", "table", family, "own"];
+    cluster.node(node).run(line)?;
+    Ok(())
+}
+
+/// Whether nothing answers within a second.
 fn is_cut(cluster: &Cluster) -> Result<bool> {
     let url = format!("http://{}/", cluster.node(0).at(8080));
     let line = ["curl", "-sS", "--max-time", "1", &url];
@@ -57,7 +64,45 @@ fn a_port_dropped_on_input_is_closed_to_the_relay_and_not_to_the_fast_path() -> 
             Plane::Relay => ensure!(is_cut(&cluster)?, "the relay is reached behind a drop"),
             Plane::Ebpf => is_served(&cluster)?,
         }
+        // So is what tracks connections and counts them.
+        no_rule(&cluster, 0, "inet")?;
+        rule(
+            &cluster,
+            0,
+            "inet",
+            "prerouting",
+            "tcp dport 8080 ct state new limit rate over 1/day burst 1 packets drop",
+        )?;
+        match plane {
+            Plane::Relay => {
+                is_cut(&cluster)?;
+                ensure!(is_cut(&cluster)?, "the relay is reached past a limit");
+            }
+            Plane::Ebpf => is_served(&cluster)?,
+        }
     }
+    Ok(())
+}
+
+#[test]
+fn a_service_or_a_node_with_the_relay_alone_has_all_rules_of_the_node() -> Result<()> {
+    let (mut cluster, _task) = started(Plane::Ebpf)?;
+    rule(&cluster, 0, "inet", "input", "tcp dport 8080 drop")?;
+    is_served(&cluster)?;
+    let relayed = "services: {web: {ports: ['8080:80'], x-portolan: {plane: relay}}}\n";
+    cluster.apply(0, relayed)?;
+    wait_until(PATIENCE, "the service's port is closed", || {
+        Ok(is_cut(&cluster)?.then_some(()))
+    })?;
+    cluster.apply(0, STACK)?;
+    cluster.wait_served("web", 1)?;
+    is_served(&cluster)?;
+    cluster.kill_agent(0)?;
+    cluster.set_plane(0, Plane::Relay);
+    cluster.start_agent(0)?;
+    cluster.wait_ready()?;
+    cluster.wait_served("web", 1)?;
+    ensure!(is_cut(&cluster)?, "the node's port is open");
     Ok(())
 }
 
@@ -110,9 +155,7 @@ fn the_tunnel_is_the_hosts_traffic_and_needs_its_firewalls_leave() -> Result<()>
             is_cut(&cluster)?,
             "{plane:?}: the tunnel comes in in spite of a drop"
         );
-        cluster
-            .node(1)
-            .run(["nft", "delete", "table", "inet", "own"])?;
+        no_rule(&cluster, 1, "inet")?;
         wait_until(PATIENCE, "the task is reached again", || {
             cluster.ask(cluster.node(0).at(8080), Protocol::Tcp)?;
             Ok(Some(()))
