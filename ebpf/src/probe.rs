@@ -18,9 +18,7 @@ const BPF_FS: u64 = 0xcafe_4a11;
 /// It cannot, with the reason in the words of a user.
 pub fn probe(pins: &Path) -> Result<(), Unavailable> {
     let no = |why: String| Err(Unavailable(why));
-    if !ABSENT.is_empty() {
-        return no(format!("this build has no fast path: {ABSENT}"));
-    }
+    is_built(ABSENT)?;
     let release = uname().release().to_string_lossy().into_owned();
     if version(&release).is_none_or(|version| version < TCX) {
         return no(format!("kernel {release} is too old: TCX came with 6.6"));
@@ -38,6 +36,15 @@ pub fn probe(pins: &Path) -> Result<(), Unavailable> {
     }
 }
 
+/// `absent` is why the build has no programs; empty if it has them.
+fn is_built(absent: &str) -> Result<(), Unavailable> {
+    if absent.is_empty() {
+        return Ok(());
+    }
+    let why = format!("this build has no fast path: {absent}");
+    Err(Unavailable(why))
+}
+
 /// `6.18.5-amd64` is 6.18.
 fn version(release: &str) -> Option<(u32, u32)> {
     let mut parts = release.split(|c: char| !c.is_ascii_digit());
@@ -53,6 +60,13 @@ mod tests {
         assert_eq!(version("6.18.5-amd64"), Some((6, 18)));
         assert_eq!(version("6.6"), Some((6, 6)));
         assert_eq!(version("next"), None);
+    }
+
+    #[test]
+    fn a_build_without_programs_says_why() {
+        assert!(is_built("").is_ok());
+        let reason = is_built("clang was not found").unwrap_err().0;
+        assert_eq!(reason, "this build has no fast path: clang was not found");
     }
 
     #[test]
