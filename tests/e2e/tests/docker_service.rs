@@ -4,7 +4,7 @@
 
 use std::{os::unix::fs::symlink, path::Path, process::Command, time::Duration};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use portolan_e2e::{Cluster, Machines, Options, Plane, stream::PacedStream};
 use portolan_testbed::{
     Load, LoadOptions, Process, Protocol, Report, binary, output_within, wait_until,
@@ -62,6 +62,17 @@ fn agent(cluster: &Cluster, node: usize, image: &str) -> Result<Option<String>> 
     let line = format!("ps -q --filter name=portolan_agent --filter ancestor={image}");
     let id = cluster.docker(node, &line)?;
     Ok((!id.is_empty()).then_some(id))
+}
+
+/// What the agents tell, by node.
+fn logs(cluster: &Cluster) -> String {
+    let of = |node| {
+        let id = agent(cluster, node, "portolan:next").ok().flatten();
+        let text = cluster.try_docker(node, &format!("logs {}", id.unwrap_or_default()));
+        text.map_or_else(|error| format!("{error:#}"), |output| output.stderr)
+    };
+    let all = (0..cluster.len()).map(|node| format!("node {node}:\n{}", of(node)));
+    all.collect::<Vec<_>>().join("\n")
 }
 
 /// That the agent on a node finds nothing wrong, and serves by the fast path.
@@ -171,7 +182,8 @@ fn a_global_service_publishes_and_is_upgraded_under_load() -> Result<()> {
         stream.stop()?;
     }
     for load in loads {
-        load.stop().and_then(Report::without_failures)?;
+        let report = load.stop().and_then(Report::without_failures);
+        report.with_context(|| logs(&cluster))?;
     }
 
     cluster.docker(0, "stack rm portolan")?;

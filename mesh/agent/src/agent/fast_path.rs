@@ -166,11 +166,12 @@ impl FastPath {
         if !snapshot.synced {
             return false;
         }
-        self.waiting.get_or_insert_with(Instant::now);
-        let Some(around) = around else {
+        let (State::Waiting { underlay, .. } | State::Serving { underlay }) = self.state else {
             return false;
         };
-        let (State::Waiting { underlay, .. } | State::Serving { underlay }) = self.state else {
+        // Not before it is open, which takes its time: others go on to rely on what an earlier agent left.
+        self.waiting.get_or_insert_with(Instant::now);
+        let Some(around) = around else {
             return false;
         };
         self.note_lost_pins();
@@ -282,6 +283,7 @@ impl FastPath {
     }
 
     fn try_open(&mut self) {
+        self.waiting = None;
         let opened = match self.underlay {
             IpAddr::V4(underlay) => pins::open(&self.options).map(|(plane, flaw)| {
                 self.flaw = flaw;
