@@ -26,7 +26,10 @@ use crate::{
     membership::{Due, Effect, Membership, transmissions},
     queue::Queue,
     stats::Stats,
-    table::{Keep, Table, log::LEFT},
+    table::{
+        Keep, Table,
+        log::{AWAY, LEFT},
+    },
 };
 use pull::Pulls;
 use rival::Rivalry;
@@ -63,6 +66,7 @@ pub(crate) enum Input {
     Records(BTreeMap<Bytes, Bytes>),
     Join(Vec<SocketAddr>),
     Leave,
+    Pause(Duration),
     Tick,
 }
 
@@ -99,13 +103,17 @@ pub(crate) enum Output {
 #[derive(Debug)]
 enum Timer {
     Membership(Due),
-    Repeat { to: SocketAddr, message: Bytes },
+    Repeat {
+        to: SocketAddr,
+        message: Bytes,
+    },
     Gossip,
     Expire,
     Join,
     Pull(NodeId),
     PullRandom,
-    Leave,
+    /// The last word of this life, once more.
+    LastWord(Bytes),
 }
 
 pub(crate) struct Core {
@@ -199,7 +207,8 @@ impl Core {
                     .extend(seeds.into_iter().filter(|seed| *seed != me));
                 self.join_at(now);
             }
-            Input::Leave => self.leave(now),
+            Input::Leave => self.end(&LEFT, Table::leave, now),
+            Input::Pause(time) => self.end(&AWAY, |table| table.pause(time), now),
             Input::Tick => self.fire(now),
         }
         self.settle(now);
@@ -237,23 +246,25 @@ impl Core {
         }
     }
 
-    fn leave(&mut self, now: Duration) {
+    /// Ends this life by a record under that key.
+    fn end(&mut self, key: &Bytes, write: impl FnOnce(&mut Table), now: Duration) {
         if std::mem::replace(&mut self.leaving, true) {
             return;
         }
-        self.table.leave();
+        write(&mut self.table);
         self.refresh_hashes(now);
-        self.tell_leave(now);
-        self.timers.set(now + LEAVE_AGAIN, 9, Timer::Leave);
+        self.tell_end(key, now);
+        let again = Timer::LastWord(key.clone());
+        self.timers.set(now + END_AGAIN, 9, again);
     }
 
-    fn tell_leave(&mut self, now: Duration) {
+    fn tell_end(&mut self, key: &Bytes, now: Duration) {
         let me = self.membership.me();
-        let Some((boot, change)) = self.table.latest(me.node, &LEFT) else {
+        let Some((boot, change)) = self.table.latest(me.node, key) else {
             return;
         };
         let changes = [change];
-        for peer in self.choose(TELL_LEAVE) {
+        for peer in self.choose(TELL_END) {
             let groups = [(me.node, boot, &changes[..])];
             self.send(peer.addr, datagram::deltas(self.header(now), groups));
         }
@@ -276,10 +287,12 @@ impl Core {
 
     fn fire_one(&mut self, timer: Timer, now: Duration) {
         match timer {
-            Timer::Leave => {
-                self.tell_leave(now);
-                self.membership.leave(now);
-                self.settle(now);
+            Timer::LastWord(key) => {
+                self.tell_end(&key, now);
+                if key == LEFT {
+                    self.membership.leave(now);
+                    self.settle(now);
+                }
                 self.outputs.push(Output::Left);
             }
             _ if self.leaving => {}
@@ -453,7 +466,7 @@ impl Core {
 
 /// Between two looks at what may be forgotten.
 const EXPIRE: Duration = Duration::from_secs(1);
-/// A node that leaves says so twice, this far apart.
-const LEAVE_AGAIN: Duration = Duration::from_millis(100);
-/// How many members a node that leaves tells; they tell the rest.
-const TELL_LEAVE: usize = 16;
+/// A node that ends says so twice, this far apart.
+const END_AGAIN: Duration = Duration::from_millis(100);
+/// How many members a node that ends tells; they tell the rest.
+const TELL_END: usize = 16;

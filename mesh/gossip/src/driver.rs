@@ -423,6 +423,10 @@ impl Driver {
                 self.leaving.push(told);
                 self.step(Input::Leave)
             }
+            Command::Pause(time, told) => {
+                self.leaving.push(told);
+                self.step(Input::Pause(time))
+            }
             Command::Keys(change, done) => {
                 // Nobody waits for the answer any more: then there is none to give.
                 let _ = done.send(self.change_keys(change));

@@ -7,6 +7,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -70,6 +71,7 @@ pub enum Rejection {
 pub(crate) enum Command {
     Join(Vec<SocketAddr>),
     Leave(oneshot::Sender<()>),
+    Pause(Duration, oneshot::Sender<()>),
     Keys(KeyChange, oneshot::Sender<Result<Vec<KeyEntry>, KeyError>>),
 }
 
@@ -159,6 +161,20 @@ impl Gossip {
     pub async fn leave(&self) {
         let (done, told) = oneshot::channel();
         if self.shared.commands.send(Command::Leave(done)).is_ok() {
+            let _ = told.await;
+        }
+    }
+
+    /// Tells the others that this node ends and starts again: for so long they count its records though it is down.
+    /// Returns when they are told; the driver ends by itself then.
+    pub async fn pause(&self, time: Duration) {
+        let (done, told) = oneshot::channel();
+        if self
+            .shared
+            .commands
+            .send(Command::Pause(time, done))
+            .is_ok()
+        {
             let _ = told.await;
         }
     }

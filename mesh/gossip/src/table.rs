@@ -19,7 +19,7 @@ use crate::{
     config::Limits,
     view::Owner,
 };
-use log::{Applied, LEFT, Log, NAME, READY, RESERVED};
+use log::{AWAY, Applied, LEFT, Log, NAME, READY, RESERVED};
 
 /// How long things are kept that nobody sees any more.
 #[derive(Debug, Clone, Copy)]
@@ -33,15 +33,22 @@ pub(crate) struct Keep {
 #[derive(Debug)]
 struct Slot {
     log: Log,
-    /// Since when the owner is no living member; `None` while it is one.
+    /// Since when the owner is no living member; `None` while it is one, or is away.
     hidden: Option<Duration>,
+    /// Until when an owner counts that is no living member, as it said that it comes back.
+    away: Option<Duration>,
 }
 
 impl Slot {
-    /// The records of an owner that left begin to be forgotten at once.
+    /// The records of an owner that left begin to be forgotten at once. That one comes back may be heard after its
+    /// end.
     fn settle(&mut self, now: Duration) {
         if self.log.departed() {
             self.hidden.get_or_insert(now);
+        } else if let (Some(since), Some(time)) = (self.hidden, self.log.away())
+            && since + time > now
+        {
+            (self.hidden, self.away) = (None, Some(since + time));
         }
     }
 
@@ -200,6 +207,16 @@ impl Table {
         self.changed = true;
     }
 
+    /// Ends the own log for now: for so long this life's records count until the next one follows.
+    pub(crate) fn pause(&mut self, time: Duration) {
+        let ms = u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
+        self.update(self.me, |slot| {
+            let value = Bytes::copy_from_slice(&ms.to_be_bytes());
+            slot.log.write(AWAY, Some(value), Duration::MAX);
+        });
+        self.changed = true;
+    }
+
     /// Takes a delta from a peer.
     pub(crate) fn apply(&mut self, delta: Delta, now: Duration) -> Applied {
         let Delta {
@@ -252,11 +269,12 @@ impl Table {
             Some(known) if boot == known => true,
             Some(_) => {
                 let living = self.living.contains(&owner);
-                let until = living.then_some(now + self.keep.previous);
+                let previous = now + self.keep.previous;
                 self.update(owner, |slot| {
+                    let counts = living || slot.away.is_some();
                     let log = std::mem::replace(&mut slot.log, Log::new(boot));
-                    slot.log = log.succeed(boot, until);
-                    slot.hidden = if living {
+                    slot.log = log.succeed(boot, counts.then_some(previous));
+                    slot.hidden = if counts {
                         None
                     } else {
                         slot.hidden.or(Some(now))
@@ -293,20 +311,25 @@ impl Table {
                 let log = std::mem::replace(&mut slot.log, Log::new(boot));
                 slot.log = log.succeed(boot, held.then_some(now + keep));
             }
-            slot.hidden = None;
+            (slot.hidden, slot.away) = (None, None);
         });
         self.changed = true;
     }
 
-    /// The owner is down: its records are kept, and hidden.
+    /// The owner is down: its records are kept, and hidden, unless it said that it comes back.
     pub(crate) fn hide(&mut self, owner: NodeId, now: Duration) {
         if owner == self.me {
             return;
         }
         self.living.remove(&owner);
         if self.slots.contains_key(&owner) {
-            self.update(owner, |slot| {
-                slot.hidden.get_or_insert(now);
+            self.update(owner, |slot| match slot.log.away() {
+                Some(time) if slot.hidden.is_none() => {
+                    slot.away.get_or_insert(now + time);
+                }
+                _ => {
+                    slot.hidden.get_or_insert(now);
+                }
             });
             self.changed = true;
         }
@@ -357,6 +380,19 @@ impl Table {
     /// Forgets what was kept long enough.
     pub(crate) fn expire(&mut self, now: Duration) {
         let mut shown = false;
+        let late = |slot: &Slot| slot.away.is_some_and(|until| until <= now);
+        let late: Vec<NodeId> = self
+            .slots
+            .iter()
+            .filter(|(_, slot)| late(slot))
+            .map(|(owner, _)| *owner)
+            .collect();
+        for owner in late {
+            self.update(owner, |slot| {
+                (slot.hidden, slot.away) = (Some(now), None);
+            });
+            shown = true;
+        }
         for slot in self.slots.values_mut() {
             shown |= slot.log.expire(now);
         }
@@ -389,6 +425,7 @@ impl Table {
         let slot = self.slots.entry(owner).or_insert_with(|| Slot {
             log: Log::new(0),
             hidden: Some(Duration::ZERO),
+            away: None,
         });
         let before = slot.hash(owner);
         let result = change(slot);

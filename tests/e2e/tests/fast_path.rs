@@ -322,10 +322,15 @@ fn an_upgrade_in_place_is_noticed_by_no_flow_and_no_member() -> Result<()> {
         ensure!(cluster.agent(node)?.pid() == pid, "it is another process");
         stream.goes_on(20)?;
     }
-    // And it ends as well, for whoever starts the next one.
-    for node in 0..2 {
+    // And it ends as well, for whoever starts the next one, be it after the other node has missed it.
+    for (node, other) in [(0, 1), (1, 0)] {
         cluster.agent(node)?.signal(Signal::QUIT)?;
         cluster.agent(node)?.wait(Duration::from_secs(5))?;
+        let name = format!("n{}", node + 1);
+        cluster.wait_for(other, "it is down", &["nodes"], |rows| {
+            let mut rows = rows.as_array().into_iter().flatten();
+            rows.any(|row| row["name"] == *name && row["membership"] == "down")
+        })?;
         stream.goes_on(20)?;
         is_seen_itself(&cluster, 0)?;
         cluster.start_agent(node)?;

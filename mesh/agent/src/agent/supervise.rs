@@ -23,6 +23,10 @@ use super::{
 /// How long the parts have to end once they are told.
 const GRACE: Duration = Duration::from_secs(5);
 
+/// For how long others count on a node whose agent has ended for the next one. Docker takes some seconds to replace a
+/// container, on a slow machine or with many of them more.
+const NEXT: Duration = Duration::from_secs(30);
+
 /// How an agent ended that was told to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
@@ -117,6 +121,8 @@ impl Parts {
             End::Again => sd_notify::NotifyState::Reloading,
             End::Left | End::Stayed => sd_notify::NotifyState::Stopping,
         }]);
+        // Else they would take the node for dead in two or three seconds, with all its tasks.
+        shared.gossip.pause(NEXT).await;
         drop(shared);
         self.end().await;
         end

@@ -18,6 +18,9 @@ pub(crate) const NAME: Bytes = Bytes::from_static(b"\0name");
 pub(crate) const READY: Bytes = Bytes::from_static(b"\0ready");
 /// The owner left; nothing of this life counts any more.
 pub(crate) const LEFT: Bytes = Bytes::from_static(b"\0left");
+/// The owner has ended, and its next life follows: for how many milliseconds its records count meanwhile, 4 bytes,
+/// the highest first.
+pub(crate) const AWAY: Bytes = Bytes::from_static(b"\0away");
 
 #[derive(Debug, Clone)]
 struct Entry {
@@ -133,6 +136,12 @@ impl Log {
         }
         let place = mix(hash_bytes(owner.as_bytes()) ^ mix(self.boot));
         mix(place ^ mix(self.contig) ^ self.content.rotate_left(32))
+    }
+
+    /// For how long the records count after the owner's end, if it said so.
+    pub(crate) fn away(&self) -> Option<Duration> {
+        let ms: [u8; 4] = self.value(&AWAY)?.as_ref().try_into().ok()?;
+        Some(Duration::from_millis(u32::from_be_bytes(ms).into()))
     }
 
     /// Takes one change.

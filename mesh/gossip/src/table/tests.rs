@@ -135,6 +135,56 @@ fn a_member_down_is_hidden_and_shown_again_as_it_was() {
 }
 
 #[test]
+fn an_owner_that_comes_back_counts_until_its_time_is_over() {
+    let away = Duration::from_secs(30);
+    let a = records(&[("a", "1")]);
+    let mut one = table("owner", 1);
+    one.set_own("owner", a.clone(), NOW);
+    let [mut viewer, mut late] = [viewer(), viewer()];
+    pull(&one, &mut viewer);
+    pull(&one, &mut late);
+    one.pause(away);
+    pull(&one, &mut viewer);
+    for table in [&mut viewer, &mut late] {
+        table.hide(owner(), NOW);
+    }
+    assert_eq!(shown(&mut viewer), a);
+    assert!(shown(&mut late).is_empty());
+    // Who has not heard of it in time hears of it from others.
+    pull(&viewer, &mut late);
+    for table in [&mut viewer, &mut late] {
+        table.expire(NOW + away - Duration::from_secs(1));
+        assert_eq!(shown(table), a);
+    }
+    assert_eq!(viewer.hash(), late.hash());
+    late.expire(NOW + away);
+    assert!(shown(&mut late).is_empty());
+
+    // The next life begins before others hold it for alive.
+    let mut two = table("owner", 2);
+    let b = records(&[("b", "2")]);
+    two.set_own("owner", b.clone(), NOW);
+    let keys = two.own_keys();
+    let (boot, change) = two.latest(owner(), &keys[0]).unwrap();
+    let delta = Delta {
+        owner: owner(),
+        boot,
+        change,
+    };
+    viewer.apply(delta, NOW);
+    assert_eq!(shown(&mut viewer), a, "not complete");
+    viewer.show(owner(), 2, NOW);
+    pull(&two, &mut viewer);
+    viewer.expire(NOW + away);
+    assert_eq!(shown(&mut viewer), b);
+    viewer.hide(owner(), NOW);
+    assert!(
+        shown(&mut viewer).is_empty(),
+        "of this life nothing was said"
+    );
+}
+
+#[test]
 fn the_life_before_stands_in_until_the_new_one_is_complete() {
     let mut one = table("owner", 1);
     one.set_own("owner", records(&[("a", "1"), ("b", "1")]), NOW);

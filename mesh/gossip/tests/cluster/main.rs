@@ -10,7 +10,7 @@ mod support;
 
 use std::time::Duration;
 
-use portolan_gossip::{DriverError, Key, Keyring, MemberState};
+use portolan_gossip::{DriverError, Key, Keyring, MemberState, View};
 use support::{Node, Setup, records};
 
 #[tokio::test]
@@ -75,6 +75,47 @@ async fn a_killed_node_is_down_within_five_seconds_and_its_records_are_hidden() 
         "{:?}",
         since.elapsed()
     );
+}
+
+#[tokio::test]
+async fn a_node_that_says_so_counts_while_it_is_down() {
+    let setup = Setup::new();
+    let one = setup.node("one", 14).start().await;
+    let two = setup.node("two", 15).joining(&[&one]).start().await;
+    let three = setup.node("three", 16).joining(&[&one]).start().await;
+    two.gossip.set_records(records(&[("b", "2")])).unwrap();
+    for node in [&one, &three] {
+        node.sees(&two, &[("b", "2")]).await;
+    }
+    let mut views = one.gossip.view();
+    let id = two.id;
+    let hidden = tokio::spawn(async move {
+        // Until it has come back and gone for good.
+        let hidden = views.wait_for(|view| !view.owners[&id].visible);
+        hidden.await.unwrap().members[&id].boot
+    });
+    two.gossip.pause(Duration::from_mins(1)).await;
+    two.ended().await.unwrap();
+    let is_down = |view: &View| view.members[&id].state == MemberState::Down;
+    for node in [&one, &three] {
+        node.until("the node to be down, and to count", |view| {
+            is_down(view) && view.owners[&id].visible
+        })
+        .await;
+    }
+    let two = setup.node("two", 15).joining(&[&one]).start().await;
+    two.gossip.set_records(records(&[("b", "3")])).unwrap();
+    for node in [&one, &three] {
+        node.sees(&two, &[("b", "3")]).await;
+    }
+    let boot = one.view().members[&id].boot;
+    two.gossip.pause(Duration::from_millis(1)).await;
+    two.ended().await.unwrap();
+    one.until("the node to be down, and not to count", |view| {
+        is_down(view) && !view.owners[&id].visible
+    })
+    .await;
+    assert_eq!(hidden.await.unwrap(), boot, "not before");
 }
 
 #[tokio::test]
