@@ -54,17 +54,18 @@ impl Times {
         result
     }
 
-    /// Medians, and the longest.
+    /// Medians, and the longest, of both.
     fn row(mut self, what: &str) {
         self.clock.sort_unstable();
         self.processor.sort_unstable();
         let middle = self.clock.len() / 2;
         let ms = |time: Duration| format!("{:.2}", time.as_secs_f64() * 1e3);
         println!(
-            "| {what} | {} | {} | {} |",
+            "| {what} | {} | {} | {} | {} |",
             ms(self.clock[middle]),
             ms(self.clock[self.clock.len() - 1]),
-            ms(self.processor[middle])
+            ms(self.processor[middle]),
+            ms(self.processor[self.processor.len() - 1])
         );
     }
 }

@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 
 use portolan_model::{
     Catalog, Endpoint, INGRESS_NETWORK, NetworkAttach, Node, NodeState, Protocol, PublishedPort,
-    Record, Service, Slice, Snapshot, Task, TaskState,
+    Record, RecordKey, Service, Slice, Snapshot, Task, TaskState,
 };
 
 use crate::cluster::id;
@@ -24,15 +24,7 @@ impl World {
     /// So many services.
     pub(crate) fn new(services: usize) -> Self {
         let mut catalog = Catalog::new(id(1));
-        let published = (0..services).map(|service| {
-            let port = PublishedPort::new(FIRST_PORT + service as u16, 80, Protocol::Tcp);
-            Record::Service(Service {
-                ports: vec![port],
-                spec_version: 1,
-                created_ms: 1,
-                ..Service::new(name(service).parse().unwrap())
-            })
-        });
+        let published = (0..services).map(|service| Record::Service(declaration(service, 1)));
         catalog.set_owner(id(1), true, published.chain(node(1)));
         let tasks = (0..services * TASKS).map(|number| Task {
             id: format!("task-{number:06}").parse().unwrap(),
@@ -47,27 +39,49 @@ impl World {
             state: TaskState::Healthy,
             weight: 1,
         });
-        let mut world = Self {
-            catalog,
-            tasks: tasks.collect(),
+        let tasks: Vec<Task> = tasks.collect();
+        let records = tasks.iter().cloned().map(Record::Task);
+        catalog.set_owner(id(2), true, records.chain(node(2)));
+        Self { catalog, tasks }
+    }
+
+    /// A task as it is in another state, as it comes from its node.
+    pub(crate) fn record(&self, task: usize, state: TaskState) -> (Vec<u8>, Vec<u8>) {
+        let task = Task {
+            state,
+            ..self.tasks[task].clone()
         };
-        world.publish();
-        world
+        let record = Record::Task(task);
+        (record.key().encode(), record.encode().unwrap())
     }
 
-    /// One task's state changes.
-    pub(crate) fn set(&mut self, task: usize, state: TaskState) {
-        self.tasks[task].state = state;
-        self.publish();
+    /// Takes a record that its node has changed.
+    pub(crate) fn take(&mut self, key: &[u8], value: &[u8]) {
+        let key = RecordKey::decode(key).unwrap().unwrap();
+        let record = Record::decode(&key, value).unwrap();
+        self.catalog
+            .change_owner(id(2), true, [(key, Some(record))]);
     }
 
-    pub(crate) fn snapshot(&self) -> Snapshot {
+    /// Takes another declaration of a service: that may concern all others, by the ports that it takes.
+    pub(crate) fn declare(&mut self, service: usize, version: u64) {
+        let record = Record::Service(declaration(service, version));
+        self.catalog
+            .change_owner(id(1), true, [(record.key(), Some(record))]);
+    }
+
+    pub(crate) fn snapshot(&mut self) -> Snapshot {
         self.catalog.snapshot(true)
     }
+}
 
-    fn publish(&mut self) {
-        let tasks = self.tasks.iter().cloned().map(Record::Task);
-        self.catalog.set_owner(id(2), true, tasks.chain(node(2)));
+fn declaration(service: usize, version: u64) -> Service {
+    let port = PublishedPort::new(FIRST_PORT + service as u16, 80, Protocol::Tcp);
+    Service {
+        ports: vec![port],
+        spec_version: version,
+        created_ms: 1,
+        ..Service::new(name(service).parse().unwrap())
     }
 }
 

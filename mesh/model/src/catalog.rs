@@ -1,17 +1,22 @@
 //! The catalog: the records of all nodes as they came, and how they are merged into a [`Snapshot`].
 
+mod merge;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
 
 use crate::{
-    Network, NetworkAttach, NetworkName, NetworkView, Node, NodeId, NodeState, Problem, Record,
-    RecordKey, Service, ServiceId, ServiceView, Slice, Snapshot, Task, TaskState, TaskView, claims,
+    Network, NetworkAttach, NetworkName, Node, NodeId, Record, RecordKey, Service, ServiceId,
+    Snapshot, Task, TaskId, TaskView,
 };
 
+/// With more tasks changed at once it is quicker to merge everything than to look each of them up at every node.
+const FEW_TASKS: usize = 256;
+
 /// The records of one node.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default)]
 struct Owner {
     /// Whether the node is a member now. The records of one that is away are kept, and count only
     /// where forgetting them would do harm: its slices stay claimed.
@@ -44,18 +49,22 @@ impl From<Record> for Held {
 /// All records of all nodes. One task writes it; readers get a [`Snapshot`].
 #[derive(Debug, Clone)]
 pub struct Catalog {
-    me: NodeId,
     owners: BTreeMap<NodeId, Owner>,
     revision: u64,
+    /// What was merged last. Changes of tasks alone are followed in there.
+    merged: Snapshot,
+    /// Whether more has changed since.
+    stale: bool,
 }
 
 impl Catalog {
     /// An empty catalog of this node.
-    pub const fn new(me: NodeId) -> Self {
+    pub fn new(me: NodeId) -> Self {
         Self {
-            me,
             owners: BTreeMap::new(),
             revision: 0,
+            merged: Snapshot::empty(me),
+            stale: true,
         }
     }
 
@@ -71,22 +80,53 @@ impl Catalog {
         visible: bool,
         records: impl IntoIterator<Item = Record>,
     ) -> bool {
-        let old = self.owners.get(&owner);
-        let held = records.into_iter().map(|record| {
-            let (key, new) = (record.key(), Held::from(record));
-            let known = old.and_then(|old| old.records.get(&key));
-            let held = known.filter(|known| **known == new).cloned();
-            (key, held.unwrap_or(new))
-        });
-        let new = Owner {
-            visible,
-            records: held.collect(),
-        };
-        if old == Some(&new) {
+        let records = records.into_iter().map(|record| (record.key(), record));
+        let new: BTreeMap<RecordKey, Record> = records.collect();
+        let known = self.owners.get(&owner).into_iter();
+        let gone = known.flat_map(|known| known.records.keys());
+        let gone = gone.filter(|key| !new.contains_key(key)).cloned();
+        let gone: Vec<RecordKey> = gone.collect();
+        let gone = gone.into_iter().map(|key| (key, None));
+        let new = new.into_iter().map(|(key, record)| (key, Some(record)));
+        self.change_owner(owner, visible, gone.chain(new))
+    }
+
+    /// Changes some of what one node publishes: `None` is a record that is gone. Returns whether that was news.
+    pub fn change_owner(
+        &mut self,
+        owner: NodeId,
+        visible: bool,
+        changes: impl IntoIterator<Item = (RecordKey, Option<Record>)>,
+    ) -> bool {
+        let mut all = self.owners.get(&owner).is_none_or(|o| o.visible != visible);
+        let entry = self.owners.entry(owner).or_default();
+        entry.visible = visible;
+        let mut tasks = BTreeSet::new();
+        for (key, record) in changes {
+            let new = record.map(Held::from);
+            if entry.records.get(&key) == new.as_ref() {
+                continue;
+            }
+            match &key {
+                RecordKey::Task(id) => drop(tasks.insert(id.clone())),
+                _ => all = true,
+            }
+            match new {
+                Some(new) => drop(entry.records.insert(key, new)),
+                None => drop(entry.records.remove(&key)),
+            }
+        }
+        if !all && tasks.is_empty() {
             return false;
         }
-        self.owners.insert(owner, new);
         self.revision += 1;
+        self.stale |= all || tasks.len() > FEW_TASKS;
+        for id in tasks {
+            if self.stale {
+                break;
+            }
+            self.follow_task(&id);
+        }
         true
     }
 
@@ -94,6 +134,7 @@ impl Catalog {
     pub fn remove_owner(&mut self, owner: &NodeId) -> bool {
         let known = self.owners.remove(owner).is_some();
         self.revision += u64::from(known);
+        self.stale |= known;
         known
     }
 
@@ -121,250 +162,53 @@ impl Catalog {
             .filter_map(move |(_, owner)| owner.records.get(key))
     }
 
-    /// Merges everything. `synced` says whether all sources have reported.
-    pub fn snapshot(&self, synced: bool) -> Snapshot {
-        let mut snapshot = Snapshot::empty(self.me);
-        snapshot.synced = synced;
-        let mut services: BTreeMap<ServiceId, Declared<Service>> = BTreeMap::new();
-        let mut networks: BTreeMap<NetworkName, Declared<Network>> = BTreeMap::new();
-        for (&node, owner) in &self.owners {
-            for record in owner.records.values() {
-                match record {
-                    Held::NetworkAttach(attach) => snapshot
-                        .claimed
-                        .entry(attach.network.clone())
-                        .or_default()
-                        .extend(attach.slices.iter().map(|slice| (node, *slice))),
-                    _ if !owner.visible => {}
-                    Held::Node(record) => {
-                        snapshot.nodes.insert(node, Arc::clone(record));
-                    }
-                    Held::Network(network) => {
-                        Declared::add(&mut networks, network.name.clone(), node, network);
-                    }
-                    Held::Service(service) => {
-                        Declared::add(&mut services, service.id.clone(), node, service);
-                    }
-                    Held::Task(task) => {
-                        snapshot
-                            .tasks
-                            .entry(task.id.clone())
-                            .or_insert_with(|| TaskView {
-                                task: Arc::clone(task),
-                                node,
-                                state: task.state,
-                            });
-                    }
-                }
-            }
+    /// Everything merged. `synced` says whether all sources have reported.
+    pub fn snapshot(&mut self, synced: bool) -> Snapshot {
+        if std::mem::take(&mut self.stale) {
+            self.merged = merge::merge(&self.owners, &self.merged);
         }
-        for task in snapshot.tasks.values_mut() {
-            let node_up = snapshot
-                .nodes
-                .get(&task.node)
-                .is_none_or(|n| n.state == NodeState::Up);
-            if !node_up && task.state == TaskState::Healthy && task.task.service.is_some() {
-                task.state = TaskState::Draining;
-            }
-        }
-        self.merge_networks(networks, &mut snapshot);
-        merge_services(services, &mut snapshot);
-        snapshot
-    }
-
-    fn merge_networks(
-        &self,
-        declared: BTreeMap<NetworkName, Declared<Network>>,
-        snapshot: &mut Snapshot,
-    ) {
-        let mut declared = declared;
-        let ingress = claims::ingress_network();
-        declared
-            .entry(ingress.name.clone())
-            .or_insert_with(|| Declared {
-                winner: Arc::new(ingress),
-                by: BTreeSet::new(),
-            });
-        let mut kept: Vec<Arc<Network>> = Vec::new();
-        let mut by_age: Vec<_> = declared.into_iter().collect();
-        by_age.sort_by_key(|(name, d)| (d.winner.created_ms, name.clone()));
-        for (name, declared) in by_age {
-            let network = declared.winner;
-            if network.removed {
-                snapshot.removed_networks.insert(name, network);
-                continue;
-            }
-            let mut problems = Vec::new();
-            for older in &kept {
-                if older.vni == network.vni {
-                    problems.push(Problem(format!(
-                        "vni {} is already used by network {}",
-                        network.vni, older.name
-                    )));
-                }
-                if older.overlaps(&network) {
-                    problems.push(Problem(format!(
-                        "subnet {} overlaps {} of network {}",
-                        network.subnet, older.subnet, older.name
-                    )));
-                }
-            }
-            let claims = snapshot.claimed.get(&name).map_or(&[][..], Vec::as_slice);
-            let slices = uncontested(claims)
-                .filter(|(node, _)| self.owners.get(node).is_some_and(|o| o.visible))
-                .fold(
-                    BTreeMap::<NodeId, Vec<Slice>>::new(),
-                    |mut all, (node, slice)| {
-                        all.entry(node).or_default().push(slice);
-                        all
-                    },
-                );
-            if problems.is_empty() {
-                kept.push(Arc::clone(&network));
-            }
-            snapshot.networks.insert(
-                name,
-                NetworkView {
-                    network,
-                    declared_by: declared.by,
-                    slices,
-                    problems,
-                },
-            );
+        Snapshot {
+            synced,
+            ..self.merged.clone()
         }
     }
-}
 
-/// The slices that stand: where two overlap, the older claim, then that of the smaller node id.
-fn uncontested(claims: &[(NodeId, Slice)]) -> impl Iterator<Item = (NodeId, Slice)> {
-    claims
-        .iter()
-        .filter(|(node, slice)| {
-            !claims.iter().any(|(other, theirs)| {
-                other != node
-                    && theirs.prefix.overlaps(slice.prefix)
-                    && (theirs.claimed_ms, other) < (slice.claimed_ms, node)
-            })
-        })
-        .copied()
-}
-
-fn merge_services(declared: BTreeMap<ServiceId, Declared<Service>>, snapshot: &mut Snapshot) {
-    let mut tasks: BTreeMap<ServiceId, Vec<Arc<Task>>> = BTreeMap::new();
-    for view in snapshot.tasks.values() {
-        if let Some(service) = &view.task.service {
-            tasks
-                .entry(service.clone())
-                .or_default()
-                .push(Arc::clone(&view.task));
+    /// Takes one task into what is merged as its records are now.
+    fn follow_task(&mut self, id: &TaskId) {
+        let key = RecordKey::Task(id.clone());
+        let visible = self.owners.iter().filter(|(_, owner)| owner.visible);
+        let mut found = visible.filter_map(|(node, owner)| match owner.records.get(&key) {
+            Some(Held::Task(task)) => Some(merge::task_view(*node, task, &self.merged.nodes)),
+            _ => None,
+        });
+        let new = found.next();
+        let old = self.merged.tasks.get(id).cloned();
+        if old == new {
+            return;
         }
-    }
-    let mut by_age: Vec<_> = declared.into_iter().collect();
-    by_age.sort_by_key(|(id, d)| (d.winner.created_ms, id.clone()));
-    let mut taken = PortsTaken::default();
-    for (id, declared) in by_age {
-        let service = declared.winner;
-        if service.removed {
-            snapshot.removed_services.insert(id, service);
-            continue;
+        // Taken out before it is put in elsewhere, as its place among others depends on what it was.
+        let place = |view: &TaskView| (view.task.service.clone(), view.task.slot);
+        let moved = old.as_ref().map(place) != new.as_ref().map(place);
+        if let Some(old) = old.filter(|_| moved)
+            && let Some(service) = &old.task.service
+            && let Some(view) = self.merged.services.get_mut(service)
+        {
+            view.tasks.retain(|task| task != id);
         }
-        let mut problems = Vec::new();
-        let ports = service
-            .ports
-            .iter()
-            .filter(|port| match taken.holder(port) {
-                Some(holder) => {
-                    problems.push(Problem(format!(
-                        "port {}/{} is already published by service {holder}; publish another one, or remove {holder}",
-                        port.published, port.protocol
-                    )));
-                    false
-                }
-                None => true,
-            })
-            .copied()
-            .collect::<Vec<_>>();
-        taken.add(&service.name, &ports);
-        for place in &service.networks {
-            if !snapshot.networks.contains_key(&place.name) {
-                problems.push(Problem(format!("network {} is not declared", place.name)));
-            }
-        }
-        let mut own = tasks.remove(&id).unwrap_or_default();
-        own.sort_by(|a, b| (a.slot, &a.id).cmp(&(b.slot, &b.id)));
-        snapshot.services.insert(
-            id,
-            ServiceView {
-                service,
-                declared_by: declared.by,
-                ports,
-                tasks: own.into_iter().map(|task| task.id.clone()).collect(),
-                problems,
-            },
-        );
-    }
-}
-
-/// Who has which port so far, found by protocol and outside port.
-#[derive(Default)]
-struct PortsTaken(BTreeMap<(crate::Protocol, u16), Vec<(crate::PublishedPort, String)>>);
-
-impl PortsTaken {
-    fn holder(&self, port: &crate::PublishedPort) -> Option<&str> {
-        port.pairs()
-            .filter_map(|(published, _)| self.0.get(&(port.protocol, published)))
-            .flatten()
-            .find(|(other, _)| port.conflicts(other))
-            .map(|(_, holder)| holder.as_str())
-    }
-
-    fn add(&mut self, service: &str, ports: &[crate::PublishedPort]) {
-        for port in ports {
-            for (published, _) in port.pairs() {
-                self.0
-                    .entry((port.protocol, published))
-                    .or_default()
-                    .push((*port, service.to_owned()));
-            }
-        }
-    }
-}
-
-/// The declarations of one object: the one that counts, and who publishes it.
-struct Declared<T> {
-    winner: Arc<T>,
-    by: BTreeSet<NodeId>,
-}
-
-/// What of a declaration decides between it and another.
-trait Versioned: Eq {
-    fn version(&self) -> u64;
-}
-
-impl Versioned for Service {
-    fn version(&self) -> u64 {
-        self.spec_version
-    }
-}
-
-impl Versioned for Network {
-    fn version(&self) -> u64 {
-        self.spec_version
-    }
-}
-
-impl<T: Versioned> Declared<T> {
-    /// Nodes are added in the order of their ids, so that of two declarations of one version the first counts.
-    fn add<K: Ord>(all: &mut BTreeMap<K, Self>, key: K, node: NodeId, declaration: &Arc<T>) {
-        let new = || Self {
-            winner: Arc::clone(declaration),
-            by: BTreeSet::from([node]),
+        let Some(new) = new else {
+            self.merged.tasks.remove(id);
+            return;
         };
-        let declared = all.entry(key).or_insert_with(new);
-        if declaration.version() > declared.winner.version() {
-            *declared = new();
-        } else if *declaration == declared.winner {
-            declared.by.insert(node);
+        if moved
+            && let Some(service) = &new.task.service
+            && let Some(view) = self.merged.services.get_mut(service)
+        {
+            let slot = |task: &TaskId| self.merged.tasks.get(task).map(|view| view.task.slot);
+            let at = (Some(new.task.slot), id);
+            let before = |task: &TaskId| (slot(task), task) < at;
+            let place = view.tasks.partition_point(before);
+            view.tasks.insert(place, id.clone());
         }
+        self.merged.tasks.insert(id.clone(), new);
     }
 }

@@ -302,7 +302,7 @@ impl RecordKey {
         };
         let name = str::from_utf8(name).map_err(|e| DecodeError::Key(e.to_string()))?;
         Ok(Some(match kind {
-            b'n' => Self::Node,
+            b'n' if name.is_empty() => Self::Node,
             b'w' => Self::Network(parse(name)?),
             b'a' => Self::NetworkAttach(parse(name)?),
             b's' => Self::Service(parse(name)?),

@@ -7,6 +7,7 @@ use std::{
     sync::Arc,
 };
 
+use imbl::OrdMap;
 use serde::Serialize;
 
 use crate::{
@@ -90,6 +91,9 @@ impl TaskView {
 }
 
 /// The state of the world as this node knows it. Cheap to share, never changed.
+///
+/// The large maps are persistent: a snapshot shares with the one before what did not change, and two that share are
+/// compared by what they do not.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Snapshot {
     /// This node.
@@ -101,11 +105,11 @@ pub struct Snapshot {
     /// Networks by name.
     pub networks: BTreeMap<NetworkName, NetworkView>,
     /// Services by id.
-    pub services: BTreeMap<ServiceId, ServiceView>,
+    pub services: OrdMap<ServiceId, ServiceView>,
     /// Tasks by id.
-    pub tasks: BTreeMap<TaskId, TaskView>,
+    pub tasks: OrdMap<TaskId, TaskView>,
     /// Removed services of which the declaration is still carried: id to spec version.
-    pub removed_services: BTreeMap<ServiceId, Arc<Service>>,
+    pub removed_services: OrdMap<ServiceId, Arc<Service>>,
     /// Removed networks of which the declaration is still carried.
     pub removed_networks: BTreeMap<NetworkName, Arc<Network>>,
     /// Every slice claimed by anyone, nodes that are away included: new claims keep off all of them.
@@ -120,9 +124,9 @@ impl Snapshot {
             synced: false,
             nodes: BTreeMap::new(),
             networks: BTreeMap::new(),
-            services: BTreeMap::new(),
-            tasks: BTreeMap::new(),
-            removed_services: BTreeMap::new(),
+            services: OrdMap::new(),
+            tasks: OrdMap::new(),
+            removed_services: OrdMap::new(),
             removed_networks: BTreeMap::new(),
             claimed: BTreeMap::new(),
         }

@@ -159,16 +159,16 @@ fn on_a_draining_node_every_task_drains_and_on_an_absent_one_none_is_there() {
     let (a, b) = (NodeId::of_name("a"), NodeId::of_name("b"));
     let mut catalog = Catalog::new(a);
     catalog.set_owner(b, true, [node("b", NodeState::Draining), task("t1", "web")]);
-    let state = |c: &Catalog| {
+    let state = |c: &mut Catalog| {
         c.snapshot(true)
             .tasks
             .values()
             .map(|t| t.state)
             .collect::<Vec<_>>()
     };
-    assert_eq!(state(&catalog), [TaskState::Draining]);
+    assert_eq!(state(&mut catalog), [TaskState::Draining]);
     catalog.set_owner(b, false, [node("b", NodeState::Up), task("t1", "web")]);
-    assert_eq!(state(&catalog), []);
+    assert_eq!(state(&mut catalog), []);
 }
 
 proptest! {

@@ -6,9 +6,10 @@ use std::{
     sync::Arc,
 };
 
-use portolan_model::{ServiceId, ServiceView, Snapshot, TaskView};
+use imbl::ordmap::DiffItem;
+use portolan_model::{ServiceId, Snapshot};
 
-use crate::{Actual, FrontendSpec, desired, differing::differing};
+use crate::{Actual, FrontendSpec, desired};
 
 /// The frontends of the last snapshot, by service. Those that stay as they were are the same [`Arc`]s.
 #[derive(Debug, Default)]
@@ -85,12 +86,23 @@ fn remade(
 
 /// The services of which something differs that their frontends are made of, networks aside.
 fn changed(before: &Snapshot, after: &Snapshot) -> BTreeSet<ServiceId> {
-    // Which tasks it has is the tasks' word.
-    let same = |a: &ServiceView, b: &ServiceView| a.service == b.service && a.ports == b.ports;
-    let services = differing(&before.services, &after.services, same);
-    let services = services.map(|(id, _, _)| id.clone());
-    let tasks = differing(&before.tasks, &after.tasks, TaskView::eq);
-    let tasks = tasks.flat_map(|(_, before, after)| [before, after]);
+    let services = before.services.diff(&after.services);
+    let services = services.filter_map(|item| match item {
+        // Which tasks it has is the tasks' word.
+        DiffItem::Update { old, new }
+            if old.1.service == new.1.service && old.1.ports == new.1.ports =>
+        {
+            None
+        }
+        DiffItem::Add(id, _) | DiffItem::Remove(id, _) | DiffItem::Update { new: (id, _), .. } => {
+            Some(id.clone())
+        }
+    });
+    let tasks = before.tasks.diff(&after.tasks);
+    let tasks = tasks.flat_map(|item| match item {
+        DiffItem::Add(_, task) | DiffItem::Remove(_, task) => [Some(task), None],
+        DiffItem::Update { old, new } => [Some(old.1), Some(new.1)],
+    });
     let of_tasks = tasks.filter_map(|task| task?.task.service.clone());
     services.chain(of_tasks).collect()
 }

@@ -143,7 +143,7 @@ fn a_task_gets_an_address_on_each_network_and_keeps_it() {
     add(&mut node, "t1", "web");
     add(&mut node, "t2", "web");
     let snapshot = node.snapshot().clone();
-    let view = &snapshot.tasks[&"t1".parse().unwrap()];
+    let view = &snapshot.tasks[&"t1".parse::<TaskId>().unwrap()];
     let networks: Vec<&str> = view
         .task
         .endpoints
@@ -152,7 +152,10 @@ fn a_task_gets_an_address_on_each_network_and_keeps_it() {
         .collect();
     assert_eq!(networks, ["ingress", "app"]);
     assert_eq!(view.state, TaskState::Healthy);
-    assert_eq!(snapshot.tasks[&"t2".parse().unwrap()].task.slot, 2);
+    assert_eq!(
+        snapshot.tasks[&"t2".parse::<TaskId>().unwrap()].task.slot,
+        2
+    );
     let wanted = node.wanted_attachments();
     let (_, wanted) = &wanted[&"t1".parse().unwrap()];
     assert!(
@@ -307,7 +310,7 @@ fn a_draining_task_is_removed_at_its_time_and_a_draining_node_withholds_its_task
     node.drain_task(&"t1".parse().unwrap(), NOW).unwrap();
     node.refresh(NOW);
     assert_eq!(
-        node.snapshot().tasks[&"t1".parse().unwrap()].state,
+        node.snapshot().tasks[&"t1".parse::<TaskId>().unwrap()].state,
         TaskState::Draining
     );
     assert_eq!(node.next_deadline_ms(), Some(NOW + drain));
@@ -317,7 +320,7 @@ fn a_draining_task_is_removed_at_its_time_and_a_draining_node_withholds_its_task
     node.set_draining(true, NOW + drain);
     node.refresh(NOW + drain);
     assert_eq!(
-        node.snapshot().tasks[&"t2".parse().unwrap()].state,
+        node.snapshot().tasks[&"t2".parse::<TaskId>().unwrap()].state,
         TaskState::Draining
     );
     node.refresh(NOW + 2 * drain);
@@ -325,7 +328,7 @@ fn a_draining_task_is_removed_at_its_time_and_a_draining_node_withholds_its_task
     node.set_draining(false, NOW + 2 * drain);
     node.refresh(NOW + 2 * drain);
     assert_eq!(
-        node.snapshot().tasks[&"t2".parse().unwrap()].state,
+        node.snapshot().tasks[&"t2".parse::<TaskId>().unwrap()].state,
         TaskState::Healthy
     );
 }

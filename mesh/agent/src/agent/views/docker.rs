@@ -74,7 +74,7 @@ impl Facts {
     /// Services that Docker asks for and that are not declared, because something is wrong with them.
     pub(super) fn unserved_services(&self) -> Vec<ServiceRow> {
         let said = self.reasons.services.iter();
-        let unserved = said.filter(|(id, _)| !self.snapshot.services.contains_key(id));
+        let unserved = said.filter(|(id, _)| !self.snapshot.services.contains_key(*id));
         let name = |id: &ServiceId| {
             let mut services = self.known()?.observed.services.iter();
             let service = services.find(|service| service.id == id.as_str())?;

@@ -278,7 +278,7 @@ fn a_health_check_that_comes_later_takes_no_task_out_of_rotation() {
     assert_eq!(node.snapshot().tasks[&id].state, TaskState::Unhealthy);
     // A new task has to prove itself.
     add(&mut node, "t2", "web");
-    let new = &node.snapshot().tasks[&"t2".parse().unwrap()];
+    let new = &node.snapshot().tasks[&"t2".parse::<TaskId>().unwrap()];
     assert_eq!(new.state, TaskState::Starting);
 }
 
