@@ -13,6 +13,7 @@ mod docker;
 mod driver;
 mod fast_path;
 mod health;
+mod heard;
 mod http;
 mod join;
 mod metrics;

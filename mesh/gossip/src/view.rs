@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::SystemTime};
 
 use bytes::Bytes;
+use imbl::OrdMap;
 use portolan_model::NodeId;
 
 /// Everything that a node knows by gossip at one moment.
@@ -80,6 +81,7 @@ pub struct Owner {
     /// Whether the owner is a living member. Records of others are kept for a while, to be there at
     /// once when it comes back, and must not be used.
     pub visible: bool,
-    /// The records by key.
-    pub records: BTreeMap<Bytes, Bytes>,
+    /// The records by key. What did not change is shared with the views before, and so found quickly by
+    /// [`OrdMap::diff`].
+    pub records: OrdMap<Bytes, Bytes>,
 }

@@ -9,8 +9,8 @@ use std::{
 
 use bytes::Bytes;
 use portolan_docker::{Known, Seen};
-use portolan_gossip::{Gossip, Owner, View};
-use portolan_model::{NodeId, Record, RecordKey, ServiceId, Snapshot, TaskId};
+use portolan_gossip::{Gossip, View};
+use portolan_model::{Record, ServiceId, Snapshot, TaskId};
 use portolan_overlay::{AttachEndpoint, Attachment, NetnsRef};
 use tokio::{
     sync::{mpsc, watch},
@@ -20,6 +20,7 @@ use tokio::{
 use super::{
     command::{self, Command, Reply},
     health::HealthChecks,
+    heard::Heard,
     node::{AttachState, Node, Wanted},
     overlay_thread::OverlayHandle,
     plane_thread::PlaneHandle,
@@ -63,8 +64,7 @@ pub(super) struct Runner {
     overlay: OverlayHandle,
     plane: PlaneHandle,
     wires: Wires,
-    /// What was read of each owner last, to read again only what changed.
-    owners: BTreeMap<NodeId, Arc<Owner>>,
+    heard: Heard,
     /// Whether an earlier agent left its fast path at work: that counts until it is known how it is now.
     left_at_work: bool,
     published: Option<Vec<Record>>,
@@ -117,7 +117,7 @@ impl Runner {
             overlay,
             plane,
             wires,
-            owners: BTreeMap::new(),
+            heard: Heard::default(),
             left_at_work,
             published: None,
             health: HealthChecks::new(),
@@ -272,34 +272,7 @@ impl Runner {
         if view.synced {
             self.node.set_synced(super::now_ms());
         }
-        for (id, owner) in view.owners.iter().filter(|(id, _)| **id != view.me) {
-            if self
-                .owners
-                .get(id)
-                .is_some_and(|known| Arc::ptr_eq(known, owner))
-            {
-                continue;
-            }
-            let records = owner
-                .records
-                .iter()
-                .filter_map(|(key, value)| decode(*id, key, value));
-            self.node.catalog().set_owner(*id, owner.visible, records);
-        }
-        let gone: Vec<NodeId> = self
-            .owners
-            .keys()
-            .filter(|id| !view.owners.contains_key(id))
-            .copied()
-            .collect();
-        for id in gone {
-            self.node.catalog().remove_owner(&id);
-        }
-        self.owners = view
-            .owners
-            .iter()
-            .map(|(id, owner)| (*id, Arc::clone(owner)))
-            .collect();
+        self.heard.take(view, self.node.catalog());
     }
 
     /// Whether others may rely on this node's fast path; `None` until that is known.
@@ -520,15 +493,6 @@ async fn news(docker: &mut Option<watch::Receiver<Seen>>) -> Arc<Known> {
         }
     }
     std::future::pending().await
-}
-
-fn decode(owner: NodeId, key: &[u8], value: &[u8]) -> Option<Record> {
-    let record = RecordKey::decode(key)
-        .and_then(|key| key.map(|key| Record::decode(&key, value)).transpose());
-    record.unwrap_or_else(|error| {
-        tracing::warn!(%owner, error = super::with_causes(&error), "a record that does not parse is passed over");
-        None
-    })
 }
 
 fn attachment(id: &TaskId, (place, wanted): &(Place, Vec<Wanted>)) -> Option<Attachment> {

@@ -18,7 +18,7 @@ pub(super) fn compare(
 ) {
     for (node, records) in truth {
         match view.owners.get(node) {
-            Some(owner) if owner.visible && owner.records == *records => {}
+            Some(owner) if owner.visible && owner.records.iter().eq(records) => {}
             None if records.is_empty() => {}
             Some(owner) => found.push(format!(
                 "n{viewer} shows {} records of {node} (visible: {}), which has {}",

@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use imbl::OrdMap;
 use portolan_model::NodeId;
 
 use crate::{
@@ -59,6 +60,8 @@ pub(crate) struct Log {
     departed: bool,
     /// What was shown of the life before, until this one is complete or the time has come.
     previous: Option<(Arc<Owner>, Duration)>,
+    /// What of `keys` is shown.
+    records: OrdMap<Bytes, Bytes>,
     shown: Option<Arc<Owner>>,
 }
 
@@ -74,6 +77,7 @@ impl Log {
             content: 0,
             departed: false,
             previous: None,
+            records: OrdMap::new(),
             shown: None,
         }
     }
@@ -327,15 +331,10 @@ impl Log {
         match &self.shown {
             Some(shown) if shown.visible == visible => Arc::clone(shown),
             _ => {
-                let records = self
-                    .live()
-                    .filter(|(key, _)| key.first() != Some(&RESERVED))
-                    .map(|(key, value)| (key.clone(), value.clone()))
-                    .collect();
                 let owner = Arc::new(Owner {
                     boot: self.boot,
                     visible,
-                    records,
+                    records: self.records.clone(),
                 });
                 self.shown = Some(Arc::clone(&owner));
                 owner
@@ -349,7 +348,12 @@ impl Log {
         let key = Bytes::copy_from_slice(&change.key);
         let value = change.value.as_deref().map(Bytes::copy_from_slice);
         match &value {
-            Some(value) => self.content ^= hash_record(&key, change.seq, value),
+            Some(value) => {
+                self.content ^= hash_record(&key, change.seq, value);
+                if key.first() != Some(&RESERVED) {
+                    self.records.insert(key.clone(), value.clone());
+                }
+            }
             None => {
                 self.deleted.insert(change.seq, keep);
             }
@@ -370,6 +374,7 @@ impl Log {
             self.deleted.remove(&old.seq);
             if let Some(value) = old.value {
                 self.content ^= hash_record(key, old.seq, &value);
+                self.records.remove(key);
                 self.shown = None;
             }
         }

@@ -166,7 +166,7 @@ impl Node {
         let what = format!("{wanted:?} of {}", owner.addr);
         self.until(&what, |view| {
             let owner = view.owners.get(&owner.id);
-            owner.is_some_and(|owner| owner.visible && owner.records == wanted)
+            owner.is_some_and(|owner| owner.visible && owner.records.iter().eq(&wanted))
         })
         .await;
     }
