@@ -102,6 +102,8 @@ pub struct Snapshot {
     pub synced: bool,
     /// The nodes that are members now.
     pub nodes: BTreeMap<NodeId, Arc<Node>>,
+    /// Those that are down and were members not long ago: their kernels may well be at work without an agent.
+    pub away: BTreeMap<NodeId, Arc<Node>>,
     /// Networks by name.
     pub networks: BTreeMap<NetworkName, NetworkView>,
     /// Services by id.
@@ -123,6 +125,7 @@ impl Snapshot {
             me,
             synced: false,
             nodes: BTreeMap::new(),
+            away: BTreeMap::new(),
             networks: BTreeMap::new(),
             services: OrdMap::new(),
             tasks: OrdMap::new(),

@@ -168,6 +168,8 @@ fn on_a_draining_node_every_task_drains_and_on_an_absent_one_none_is_there() {
     };
     assert_eq!(state(&mut catalog), [TaskState::Draining]);
     catalog.set_owner(b, false, [node("b", NodeState::Up), task("t1", "web")]);
+    let snapshot = catalog.snapshot(true);
+    assert!(snapshot.away.contains_key(&b) && !snapshot.nodes.contains_key(&b));
     assert_eq!(state(&mut catalog), []);
 }
 

@@ -17,7 +17,7 @@ use crate::AttachEndpoint;
 pub(crate) struct Desired {
     /// The networks that this node is on, by VNI.
     pub(crate) networks: BTreeMap<u32, DesiredNetwork>,
-    /// The underlay addresses of the other members.
+    /// The underlay addresses of the other members, and of those that were members not long ago.
     pub(crate) members: BTreeSet<IpAddr>,
 }
 
@@ -69,6 +69,7 @@ impl Desired {
         let members = snapshot
             .nodes
             .iter()
+            .chain(&snapshot.away)
             .filter(|(id, _)| **id != snapshot.me)
             .map(|(_, node)| node.underlay)
             .collect();

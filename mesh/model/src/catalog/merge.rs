@@ -27,6 +27,11 @@ pub(super) fn merge(owners: &BTreeMap<NodeId, Owner>, last: &Snapshot) -> Snapsh
                     .entry(attach.network.clone())
                     .or_default()
                     .extend(attach.slices.iter().map(|slice| (node, *slice))),
+                Held::Node(record) if !owner.visible => {
+                    if record.state != NodeState::Leaving {
+                        snapshot.away.insert(node, Arc::clone(record));
+                    }
+                }
                 _ if !owner.visible => {}
                 Held::Node(record) => {
                     snapshot.nodes.insert(node, Arc::clone(record));

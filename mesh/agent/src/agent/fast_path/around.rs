@@ -37,7 +37,9 @@ pub(super) fn surroundings(
         };
         (*ip, link)
     });
-    let others = snapshot.nodes.iter().filter(|(id, _)| **id != snapshot.me);
+    // Where only the agent is away, clients still come by that node.
+    let known = snapshot.nodes.iter().chain(&snapshot.away);
+    let others = known.filter(|(id, _)| **id != snapshot.me);
     let peers = others.filter_map(|(id, node)| match node.underlay {
         IpAddr::V4(ip) if node.fast_path => Some((*id, ip)),
         _ => None,
