@@ -54,6 +54,8 @@ pub struct EbpfPlane {
     sockets: Sockets,
     surroundings: Surroundings,
     served: BTreeMap<Frontend, Served>,
+    /// The same as it was told.
+    specs: Actual,
     /// The place of each network in the kernel's array, by VNI.
     places: BTreeMap<u32, u32>,
     /// Places in the kernel's arrays that no frontend and no backend has.
@@ -254,10 +256,7 @@ impl DataPlane for EbpfPlane {
     }
 
     fn dump(&self) -> Result<Actual, OpError> {
-        let served = self.served.iter();
-        Ok(served
-            .map(|(frontend, served)| (frontend.clone(), Arc::clone(&served.spec)))
-            .collect())
+        Ok(self.specs.clone())
     }
 
     fn apply(&mut self, plan: &Plan) -> Vec<Failure> {

@@ -55,7 +55,7 @@ impl EbpfPlane {
             for index in served.indexes.values() {
                 self.free_backends.mark(*index);
             }
-            self.served.insert(served.spec.frontend.clone(), served);
+            self.stands(served);
         }
         self.drop_strays()?;
         for (id, list) in lists {

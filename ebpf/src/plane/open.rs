@@ -12,7 +12,7 @@ use aya::{
     programs::SchedClassifier,
 };
 
-use portolan_plane::OpError;
+use portolan_plane::{Actual, OpError};
 
 use super::{EbpfPlane, Free, books::Books, sweep::Sweep};
 use crate::{
@@ -136,6 +136,7 @@ impl EbpfPlane {
             sockets: Sockets::default(),
             surroundings: Surroundings::default(),
             served: BTreeMap::new(),
+            specs: Actual::new(),
             places: BTreeMap::new(),
             free_frontends: Free::default(),
             free_backends: Free::default(),

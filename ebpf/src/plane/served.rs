@@ -88,6 +88,13 @@ impl EbpfPlane {
         })
     }
 
+    /// Notes how a frontend stands in the maps.
+    pub(super) fn stands(&mut self, served: Served) {
+        let spec = Arc::clone(&served.spec);
+        self.served.insert(spec.frontend.clone(), served);
+        self.specs.insert(spec.frontend.clone(), spec);
+    }
+
     /// Writes a frontend where an old one is, or none of it. If that fails, the old one stays.
     fn write(
         &mut self,
@@ -98,7 +105,7 @@ impl EbpfPlane {
         let mut changes = Changes::default();
         match self.write_new(spec, key, old, &mut changes) {
             Ok(new) => {
-                self.served.insert(spec.frontend.clone(), new.clone());
+                self.stands(new.clone());
                 self.drop_old(old, &new)
             }
             Err(error) => {
@@ -255,6 +262,7 @@ impl EbpfPlane {
         let _ = self.maps.frontend_labels.remove(&id);
         self.free_frontends.release(id);
         self.served.remove(frontend);
+        self.specs.remove(frontend);
         self.books.close(frontend);
         Ok(())
     }

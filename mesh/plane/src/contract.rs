@@ -102,7 +102,7 @@ pub fn check(plane: &mut impl DataPlane, ports: [u16; 3]) {
     let stats = plane.stats();
     let known: BTreeSet<_> = plane
         .dump()
-        .map(|a| a.into_keys().collect())
+        .map(|a| a.keys().cloned().collect())
         .unwrap_or_default();
     holds(
         stats.frontends.iter().all(|s| known.contains(&s.frontend)),

@@ -16,17 +16,12 @@ use crate::{Actual, FrontendSpec, desired};
 pub(crate) struct Demand {
     of: Option<Arc<Snapshot>>,
     services: BTreeMap<ServiceId, Vec<Arc<FrontendSpec>>>,
-    all: Arc<Actual>,
+    all: Actual,
 }
 
 impl Demand {
-    /// The last snapshot, if there was one.
-    pub(crate) fn last(&self) -> Option<Arc<Snapshot>> {
-        self.of.clone()
-    }
-
     /// The same as [`crate::frontends`] of this snapshot.
-    pub(crate) fn follow(&mut self, snapshot: &Arc<Snapshot>) -> Arc<Actual> {
+    pub(crate) fn follow(&mut self, snapshot: &Arc<Snapshot>) -> Actual {
         let changed = match self.of.replace(Arc::clone(snapshot)) {
             Some(before) if before.me == snapshot.me && before.networks == snapshot.networks => {
                 changed(&before, snapshot)
@@ -51,20 +46,17 @@ impl Demand {
         if others {
             let specs = self.services.values().flatten();
             let all = specs.map(|spec| (spec.frontend.clone(), Arc::clone(spec)));
-            self.all = Arc::new(all.collect());
-        } else if !replaced.is_empty() {
-            let all = Arc::make_mut(&mut self.all);
+            self.all = all.collect();
+        } else {
             for (old, new) in replaced {
                 // Of two services that want the same frontend, one has it.
-                if let Some(spec) = all
-                    .get_mut(&new.frontend)
-                    .filter(|spec| Arc::ptr_eq(spec, &old))
-                {
-                    *spec = new;
+                let known = self.all.get(&new.frontend);
+                if known.is_some_and(|known| Arc::ptr_eq(known, &old)) {
+                    self.all.insert(new.frontend.clone(), new);
                 }
             }
         }
-        Arc::clone(&self.all)
+        self.all.clone()
     }
 }
 

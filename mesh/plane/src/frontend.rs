@@ -1,12 +1,12 @@
 //! What a plane is told to serve.
 
 use std::{
-    collections::BTreeMap,
     fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::Arc,
 };
 
+use imbl::OrdMap;
 use ipnetwork::{IpNetwork, Ipv4Network};
 use portolan_model::{
     Balancing, NetworkName, NodeId, PlaneChoice, Protocol, ProxyProtocol, ServiceId, TaskId,
@@ -134,5 +134,5 @@ pub struct Sources {
 }
 
 /// What a plane serves, by frontend: the wanted state as [`crate::frontends`] computes it, or the
-/// present one as a plane reports it.
-pub type Actual = BTreeMap<Frontend, Arc<FrontendSpec>>;
+/// present one as a plane reports it. Persistent, so that what was made of another costs only what it does not share.
+pub type Actual = OrdMap<Frontend, Arc<FrontendSpec>>;

@@ -9,7 +9,6 @@ pub mod contract;
 mod data_plane;
 mod demand;
 mod desired;
-mod differing;
 mod fake;
 mod frontend;
 mod plan;

@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
+use imbl::ordmap::DiffItem;
 use portolan_model::Snapshot;
 
-use crate::{Actual, Frontend, FrontendSpec, differing::differing, frontends};
+use crate::{Actual, Frontend, FrontendSpec, frontends};
 
 /// One step. Applying it twice is the same as once.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,7 +44,12 @@ impl Plan {
     /// What turns `actual` into `desired`, which is all that is known, or just all that is known yet.
     pub(crate) fn towards(desired: &Actual, synced: bool, actual: &Actual) -> Self {
         let (mut ops, mut removals) = (Vec::new(), Vec::new());
-        for (frontend, present, wanted) in differing(actual, desired, Arc::eq) {
+        let differing = actual.diff(desired).map(|item| match item {
+            DiffItem::Add(frontend, new) => (frontend, None, Some(new)),
+            DiffItem::Update { old, new } => (new.0, Some(old.1), Some(new.1)),
+            DiffItem::Remove(frontend, old) => (frontend, Some(old), None),
+        });
+        for (frontend, present, wanted) in differing {
             match (present, wanted) {
                 (Some(present), Some(spec)) if !synced => {
                     let merged = with_backends_of(spec, present);

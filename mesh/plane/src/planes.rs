@@ -19,7 +19,7 @@ pub struct Planes<S, F> {
     slow: Reconciler<S>,
     fast: Option<Reconciler<F>>,
     demand: Demand,
-    desired: Arc<Actual>,
+    desired: Actual,
     synced: bool,
     shared: BTreeSet<Frontend>,
 }
@@ -80,7 +80,7 @@ impl<S: DataPlane, F: DataPlane> Planes<S, F> {
     }
 
     /// What was asked for when they were last told.
-    pub const fn told(&self) -> &Arc<Actual> {
+    pub const fn told(&self) -> &Actual {
         &self.desired
     }
 
@@ -106,8 +106,6 @@ impl<S: DataPlane, F: DataPlane> Planes<S, F> {
     /// Takes a new snapshot as what is asked for. Returns after how long [`Self::step`] is to be called even if
     /// no other snapshot comes; `None` is not at all.
     pub fn update(&mut self, snapshot: &Arc<Snapshot>) -> Option<Duration> {
-        // Freeing it takes longer than all the rest.
-        let _last = self.demand.last();
         self.desired = self.demand.follow(snapshot);
         self.synced = snapshot.synced;
         self.slow.begin_again();
@@ -119,7 +117,7 @@ impl<S: DataPlane, F: DataPlane> Planes<S, F> {
 
     /// Does what is left to do; the result is as for [`Self::update`].
     pub fn step(&mut self) -> Option<Duration> {
-        self.slow.aim(Arc::clone(&self.desired), self.synced);
+        self.slow.aim(self.desired.clone(), self.synced);
         let slow = self.slow.step();
         let for_fast = self.for_fast();
         let fast = self.fast.as_mut().and_then(|fast| {
@@ -129,16 +127,14 @@ impl<S: DataPlane, F: DataPlane> Planes<S, F> {
         [slow, fast].into_iter().flatten().min()
     }
 
-    fn for_fast(&self) -> Arc<Actual> {
-        let is_kept = |spec: &FrontendSpec| self.kept(spec).is_some();
-        if !self.desired.values().any(|spec| is_kept(spec)) {
-            return Arc::clone(&self.desired);
+    fn for_fast(&self) -> Actual {
+        let mut all = self.desired.clone();
+        for (frontend, spec) in &self.desired {
+            if self.kept(spec).is_some() {
+                all.remove(frontend);
+            }
         }
-        let all = self.desired.iter().filter(|(_, spec)| !is_kept(spec));
-        Arc::new(
-            all.map(|(frontend, spec)| (frontend.clone(), Arc::clone(spec)))
-                .collect(),
-        )
+        all
     }
 
     fn kept(&self, spec: &FrontendSpec) -> Option<String> {

@@ -1,6 +1,6 @@
 //! The loop that keeps a plane at what the snapshot asks for, without the clock and the thread.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
 use portolan_model::Snapshot;
 
@@ -32,7 +32,7 @@ pub struct Standing {
 #[derive(Debug)]
 pub struct Reconciler<P> {
     plane: P,
-    desired: Arc<Actual>,
+    desired: Actual,
     /// Whether that is all there is, or only all that is known yet.
     synced: bool,
     retry: Option<Duration>,
@@ -45,7 +45,7 @@ impl<P: DataPlane> Reconciler<P> {
     /// A reconciler that has not seen a snapshot yet.
     pub fn new(plane: P, snapshot: &Snapshot) -> Self {
         let mut reconciler = Self::idle(plane);
-        reconciler.aim(Arc::new(frontends(snapshot)), snapshot.synced);
+        reconciler.aim(frontends(snapshot), snapshot.synced);
         reconciler
     }
 
@@ -53,7 +53,7 @@ impl<P: DataPlane> Reconciler<P> {
     pub(crate) fn idle(plane: P) -> Self {
         Self {
             plane,
-            desired: Arc::default(),
+            desired: Actual::new(),
             synced: false,
             retry: None,
             standing: Standing::default(),
@@ -84,7 +84,7 @@ impl<P: DataPlane> Reconciler<P> {
     /// Takes a new snapshot as what is asked for. Returns after how long [`Self::step`] is to be called
     /// even if no other snapshot comes; `None` is not at all.
     pub fn update(&mut self, snapshot: &Snapshot) -> Option<Duration> {
-        self.aim(Arc::new(frontends(snapshot)), snapshot.synced);
+        self.aim(frontends(snapshot), snapshot.synced);
         self.begin_again();
         self.step()
     }
@@ -100,7 +100,7 @@ impl<P: DataPlane> Reconciler<P> {
     }
 
     /// Says what is asked for from now on, and whether what is not in it may go. Nothing is done yet.
-    pub(crate) fn aim(&mut self, desired: Arc<Actual>, synced: bool) {
+    pub(crate) fn aim(&mut self, desired: Actual, synced: bool) {
         (self.desired, self.synced) = (desired, synced);
     }
 
@@ -134,7 +134,13 @@ impl<P: DataPlane> Reconciler<P> {
                 self.standing.failed_total += 1;
             }
         }
-        for failure in self.plane.apply(&given_up) {
+        // Without a step it would do all that it does beside them once more.
+        let failures = if given_up.is_empty() {
+            Vec::new()
+        } else {
+            self.plane.apply(&given_up)
+        };
+        for failure in failures {
             let words = with_causes(&failure.error);
             self.standing.failures.insert(failure.frontend, words);
             self.standing.failed_total += 1;

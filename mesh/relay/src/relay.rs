@@ -39,6 +39,8 @@ type Table = BTreeMap<Frontend, Arc<Served>>;
 pub struct Relay {
     engine: Arc<Engine>,
     table: Arc<RwLock<Table>>,
+    /// What the frontends of the table were told.
+    specs: Actual,
     vips: Mutex<Vips>,
     /// The virtual frontends that the last step left undone.
     unsettled: Vec<Frontend>,
@@ -60,6 +62,7 @@ impl Relay {
         Self {
             engine: Arc::new(Engine::new(config, runtime)),
             table: Arc::default(),
+            specs: Actual::new(),
             vips: Mutex::default(),
             unsettled: Vec::new(),
             ended: CancellationToken::new(),
@@ -114,10 +117,11 @@ impl Relay {
         cleared.map_err(|error| error.for_frontend())
     }
 
-    fn upsert(&self, spec: &Arc<FrontendSpec>) -> Result<(), OpError> {
+    fn upsert(&mut self, spec: &Arc<FrontendSpec>) -> Result<(), OpError> {
         let present = read(&self.table).get(&spec.frontend).cloned();
         if let Some(served) = present {
             served.update(spec);
+            self.specs.insert(spec.frontend.clone(), Arc::clone(spec));
             return Ok(());
         }
         if vips::address(&spec.frontend).is_some_and(|ip| ip.is_ipv6()) {
@@ -137,6 +141,7 @@ impl Relay {
             return Err(error);
         }
         write(&self.table).insert(spec.frontend.clone(), served);
+        self.specs.insert(spec.frontend.clone(), Arc::clone(spec));
         Ok(())
     }
 
@@ -167,7 +172,8 @@ impl Relay {
         Ok(())
     }
 
-    fn remove(&self, frontend: &Frontend) {
+    fn remove(&mut self, frontend: &Frontend) {
+        self.specs.remove(frontend);
         let removed = write(&self.table).remove(frontend);
         if let Some(served) = removed {
             self.end(&served);
@@ -193,11 +199,11 @@ impl Relay {
         self.unsettled.sort();
         self.unsettled.dedup();
         let mut failures = Vec::new();
-        for frontend in &self.unsettled {
+        for frontend in self.unsettled.clone() {
             // Not served as long as no packet comes here, so that it is asked for again.
-            self.remove(frontend);
+            self.remove(&frontend);
             failures.push(Failure {
-                frontend: frontend.clone(),
+                frontend,
                 error: error.for_frontend(),
             });
         }
@@ -236,10 +242,7 @@ impl DataPlane for Relay {
     }
 
     fn dump(&self) -> Result<Actual, OpError> {
-        Ok(read(&self.table)
-            .iter()
-            .map(|(frontend, served)| (frontend.clone(), Arc::clone(&served.route().spec)))
-            .collect())
+        Ok(self.specs.clone())
     }
 
     fn apply(&mut self, plan: &Plan) -> Vec<Failure> {

@@ -75,7 +75,7 @@ pub(super) struct PlanesStats {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct PlanesStanding {
     /// What they were told to serve, and have tried to; the newest snapshot may ask for more.
-    pub told: Arc<Actual>,
+    pub told: Actual,
     pub relay: Standing,
     pub fast: FastStanding,
     /// Frontends that Docker itself serves too.
@@ -323,7 +323,7 @@ impl Worker {
 
     fn tell(&self) {
         let now = PlanesStanding {
-            told: Arc::clone(self.planes.told()),
+            told: self.planes.told().clone(),
             relay: self.planes.slow_standing().clone(),
             fast: self.fast.standing(&self.planes),
             shared: self.planes.shared().clone(),

@@ -36,7 +36,7 @@ pub(super) fn held<'a>(
     snapshot: &Snapshot,
 ) -> Held {
     let mut published = frontends.into_iter().filter(|frontend| {
-        let spec = told.get(frontend);
+        let spec = told.get(*frontend);
         let view = spec.and_then(|spec| snapshot.services.get(&spec.service));
         frontend.address == FrontendAddress::Node
             && view.is_some_and(|view| is_of_swarm(view.service.spec_version))

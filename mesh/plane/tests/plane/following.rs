@@ -104,9 +104,9 @@ proptest! {
             world.take(change);
             catalog.set_owner(NodeId::of_name(ME), true, world.records());
             let snapshot = Arc::new(catalog.snapshot(true));
-            let before = Arc::clone(planes.told());
+            let before = planes.told().clone();
             planes.update(&snapshot);
-            prop_assert_eq!(&**planes.told(), &frontends(&snapshot));
+            prop_assert_eq!(planes.told(), &frontends(&snapshot));
             for (frontend, spec) in planes.told().iter() {
                 let known = before.get(frontend).filter(|known| *known == spec);
                 prop_assert!(known.is_none_or(|known| Arc::ptr_eq(known, spec)), "{frontend} was made anew");

@@ -7,7 +7,7 @@ use portolan_model::{
     Catalog, Endpoint, HealthCheck, HealthProbe, INGRESS_NETWORK, NetworkAttach, NetworkName, Node,
     NodeId, Protocol, PublishMode, PublishedPort, Record, Service, Slice, Task, TaskState,
 };
-use portolan_plane::{DataPlane, FakePlane, Plan, Standing};
+use portolan_plane::{Actual, DataPlane, FakePlane, Plan, Standing};
 
 use super::*;
 use crate::config::{DockerChoice, LogFormat};
@@ -141,10 +141,10 @@ pub(in crate::agent) fn facts() -> Facts {
     let mut plane = FakePlane::default();
     assert!(
         plane
-            .apply(&Plan::new(&snapshot, &BTreeMap::new()))
+            .apply(&Plan::new(&snapshot, &Actual::new()))
             .is_empty()
     );
-    let told = Arc::new(plane.dump().unwrap());
+    let told = plane.dump().unwrap();
     let served = told.len();
     Facts {
         config: Arc::new(config()),

@@ -102,7 +102,8 @@ fn a_network_that_asks_for_encryption_has_a_problem() {
 fn problems_stand_on_the_node_and_on_the_object() {
     let mut facts = facts();
     let frontend = portolan_plane::frontends(&facts.snapshot)
-        .into_keys()
+        .keys()
+        .cloned()
         .next()
         .unwrap();
     let planes = facts.planes.as_mut().unwrap();
@@ -166,7 +167,8 @@ fn a_plane_that_cannot_be_read_serves_nothing() {
 fn a_fast_path_that_serves_has_its_frontends_and_tells_which_it_has_not() {
     let mut facts = facts();
     let frontends: Vec<_> = portolan_plane::frontends(&facts.snapshot)
-        .into_keys()
+        .keys()
+        .cloned()
         .collect();
     let fast = &mut facts.planes.as_mut().unwrap().fast;
     fast.serves = true;
@@ -238,7 +240,7 @@ fn ipv6_clients_are_the_fast_paths_once_every_task_has_an_address_for_them() {
         }
         let planes = facts.planes.as_mut().unwrap();
         planes.fast.serves = true;
-        planes.told = Arc::new(portolan_plane::frontends(&facts.snapshot));
+        planes.told = portolan_plane::frontends(&facts.snapshot);
         let row = facts.ports().remove(0);
         (row.ipv6.unwrap(), row.ipv6_reason)
     };
@@ -292,7 +294,8 @@ fn a_fast_path_that_was_asked_for_and_is_not_there_is_a_problem() {
 fn a_frontend_that_only_the_fast_path_can_serve_is_served() {
     let mut facts = facts();
     let frontend = portolan_plane::frontends(&facts.snapshot)
-        .into_keys()
+        .keys()
+        .cloned()
         .next()
         .unwrap();
     let planes = facts.planes.as_mut().unwrap();
