@@ -10,7 +10,7 @@ use imbl::OrdMap;
 use super::{Held, Owner};
 use crate::{
     Network, NetworkName, NetworkView, Node, NodeId, NodeState, Problem, Service, ServiceId,
-    ServiceView, Slice, Snapshot, Task, TaskId, TaskState, TaskView, claims,
+    ServiceView, Slice, Snapshot, Task, TaskState, TaskView, claims,
 };
 
 /// Merges everything. What is as in the last snapshot is shared with it.
@@ -102,17 +102,14 @@ fn renewed<K: Ord + Clone, V: PartialEq + Clone>(
     map
 }
 
-/// The tasks of each service, ordered by slot and id.
-fn tasks_by_service(tasks: &[(NodeId, &Arc<Task>)]) -> HashMap<ServiceId, Vec<TaskId>> {
-    let mut all: HashMap<ServiceId, Vec<TaskId>> = HashMap::new();
-    let mut in_order: Vec<&Arc<Task>> = tasks.iter().map(|(_, task)| *task).collect();
-    // Those of one slot stay in the order of their ids.
-    in_order.sort_by_key(|task| task.slot);
-    for task in in_order {
+/// The tasks of each service, in the order given.
+fn tasks_by_service<'a>(
+    tasks: &[(NodeId, &'a Arc<Task>)],
+) -> HashMap<&'a ServiceId, Vec<&'a Task>> {
+    let mut all: HashMap<&ServiceId, Vec<&Task>> = HashMap::new();
+    for (_, task) in tasks {
         if let Some(service) = &task.service {
-            all.entry(service.clone())
-                .or_default()
-                .push(task.id.clone());
+            all.entry(service).or_default().push(task);
         }
     }
     all
@@ -197,7 +194,7 @@ fn uncontested(claims: &[(NodeId, Slice)]) -> impl Iterator<Item = (NodeId, Slic
 /// The services, and those removed of which the declaration is still carried.
 fn merge_services(
     declared: BTreeMap<ServiceId, Declared<Service>>,
-    mut tasks: HashMap<ServiceId, Vec<TaskId>>,
+    mut tasks: HashMap<&ServiceId, Vec<&Task>>,
     snapshot: &Snapshot,
 ) -> (
     BTreeMap<ServiceId, ServiceView>,
@@ -235,14 +232,16 @@ fn merge_services(
                 problems.push(Problem(format!("network {} is not declared", place.name)));
             }
         }
-        let tasks = tasks.remove(&id).unwrap_or_default();
+        let mut own = tasks.remove(&id).unwrap_or_default();
+        // Those of one slot stay in the order of their ids.
+        own.sort_by_key(|task| task.slot);
         services.insert(
             id,
             ServiceView {
                 service,
                 declared_by: declared.by,
                 ports,
-                tasks,
+                tasks: own.into_iter().map(|task| task.id.clone()).collect(),
                 problems,
             },
         );
