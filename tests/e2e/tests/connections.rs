@@ -177,7 +177,15 @@ fn an_idle_connection_ends_in_a_reset_and_a_busy_one_does_not(plane: Plane) -> R
             begin.elapsed()
         );
     };
-    ensure!(ended >= idle && ended < 2 * idle, "reset after {ended:?}");
+    // The fast path looks for them once a second.
+    let late = match plane {
+        Plane::Ebpf => Duration::from_secs(2),
+        Plane::Relay => idle,
+    };
+    ensure!(
+        ended >= idle && ended < idle + late,
+        "reset after {ended:?}"
+    );
     is_reset(&mut task).context("the task's side")?;
     busy_client.write_all(b"tick")?;
     busy_task

@@ -107,7 +107,7 @@ proptest! {
             let before = planes.told().clone();
             planes.update(&snapshot);
             prop_assert_eq!(planes.told(), &frontends(&snapshot));
-            for (frontend, spec) in planes.told().iter() {
+            for (frontend, spec) in planes.told() {
                 let known = before.get(frontend).filter(|known| *known == spec);
                 prop_assert!(known.is_none_or(|known| Arc::ptr_eq(known, spec)), "{frontend} was made anew");
             }

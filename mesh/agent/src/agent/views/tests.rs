@@ -103,8 +103,8 @@ fn problems_stand_on_the_node_and_on_the_object() {
     let mut facts = facts();
     let frontend = portolan_plane::frontends(&facts.snapshot)
         .keys()
-        .cloned()
         .next()
+        .cloned()
         .unwrap();
     let planes = facts.planes.as_mut().unwrap();
     planes
@@ -295,8 +295,8 @@ fn a_frontend_that_only_the_fast_path_can_serve_is_served() {
     let mut facts = facts();
     let frontend = portolan_plane::frontends(&facts.snapshot)
         .keys()
-        .cloned()
         .next()
+        .cloned()
         .unwrap();
     let planes = facts.planes.as_mut().unwrap();
     planes
