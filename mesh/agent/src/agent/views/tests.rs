@@ -204,8 +204,8 @@ fn a_fast_path_that_serves_has_its_frontends_and_tells_which_it_has_not() {
 #[test]
 fn a_port_that_docker_has_too_is_said_and_whether_that_is_a_guess() {
     let mut facts = facts();
-    let frontends = portolan_plane::frontends(&facts.snapshot).into_keys();
-    facts.planes.as_mut().unwrap().shared = frontends.take(1).collect();
+    let frontends = portolan_plane::frontends(&facts.snapshot);
+    facts.planes.as_mut().unwrap().shared = frontends.keys().take(1).cloned().collect();
     let said = |facts: &Facts| {
         let first = facts.status().ports.swap_remove(0);
         (first.plane, first.plane_reason.unwrap_or_default())
