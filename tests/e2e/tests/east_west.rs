@@ -105,7 +105,7 @@ fn curl(netns: &Namespace, url: &str) -> Result<String> {
 
 /// Its address on the network.
 fn guest_address(guest: &Namespace) -> Result<IpAddr> {
-    let shown = guest.run(["ip", "-4", "-o", "address", "show", "dev", "eth0"])?;
+    let shown = guest.run(["ip", "-4", "-o", "address", "show", "dev", "pt0"])?;
     let mut words = shown.stdout.split_whitespace().skip_while(|w| *w != "inet");
     let address = words.nth(1).and_then(|word| word.split('/').next());
     Ok(address.context("no address")?.parse()?)
