@@ -167,7 +167,11 @@ fn without_offloads(machine: &Namespace) -> Result<()> {
         .filter_map(|line| line.split([':', '@']).nth(1));
     let links: Vec<&str> = names
         .map(str::trim)
-        .filter(|name| ["eth", "ptv"].iter().any(|kind| name.starts_with(kind)))
+        .filter(|name| {
+            ["eth", "ptv", "pt0"]
+                .iter()
+                .any(|kind| name.starts_with(kind))
+        })
         .collect();
     ensure!(!links.is_empty(), "no link in {shown}");
     for link in links {
