@@ -20,7 +20,7 @@ use machine::{Machine, machines};
 pub use machine::Machines;
 
 /// How long anything may take that only has to happen at some time.
-pub const PATIENCE: Duration = Duration::from_secs(15);
+pub const PATIENCE: Duration = Duration::from_secs(30);
 /// The port of `/metrics` and the status page, on the underlay address of each node.
 pub const HTTP_PORT: u16 = 7947;
 
